@@ -1,0 +1,1 @@
+"""Cooperative cylindrical panoramas with metric relative poses and depth."""

@@ -1,0 +1,1 @@
+"""Loom's core: runs, records, checkpoints, gates, native builds, jobs and evaluation."""

@@ -1,0 +1,1 @@
+"""From a LiDAR teacher to a camera student for racing."""

@@ -1,0 +1,1 @@
+"""Distil a 3D Gaussian Splatting teacher into a KiloNeRF student."""

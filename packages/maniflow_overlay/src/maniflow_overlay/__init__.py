@@ -1,0 +1,1 @@
+"""Robot policies that see a drawn 2-D path."""

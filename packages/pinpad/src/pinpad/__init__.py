@@ -1,0 +1,1 @@
+"""DreamerV3-style world models on PinPad and their temporal boundaries."""
