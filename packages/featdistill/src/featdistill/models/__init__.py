@@ -1,0 +1,1 @@
+"""Models: gaussians, rasteriser, student."""
