@@ -12,7 +12,6 @@
 
 namespace {
 
-constexpr float kReach = 3.0f;  // standard deviations beyond which a gaussian is left out
 constexpr int kBasis = 16;
 
 struct Grid {
@@ -45,7 +44,7 @@ void for_cells(const Grid& grid, const float* mean, const float* reach, Visit&& 
 }
 
 Grid build_grid(int64_t n, const float* mean, const float* deviation, const float* low,
-                const float* high, int size) {
+                const float* high, int size, float reach_deviations) {
   Grid grid;
   grid.size = size;
   for (int k = 0; k < 3; ++k) {
@@ -54,7 +53,7 @@ Grid build_grid(int64_t n, const float* mean, const float* deviation, const floa
   }
   grid.start.assign(int64_t(size) * size * size + 1, 0);
   auto reach_of = [&](int64_t i, float* reach) {
-    for (int k = 0; k < 3; ++k) reach[k] = kReach * deviation[3 * i + k];
+    for (int k = 0; k < 3; ++k) reach[k] = reach_deviations * deviation[3 * i + k];
   };
   float reach[3];
   for (int64_t i = 0; i < n; ++i) {
@@ -77,14 +76,15 @@ extern "C" {
 
 // mean, deviation (square root of the covariance's diagonal): [n, 3]; inverse covariance [n, 6]
 // as xx xy xz yy yz zz; peak extinction [n]; sh [n, 3, 16]; point [p, 3]; basis [p, 16] of each
-// point's viewing direction; low, high: the box of the look-up grid.
+// point's viewing direction; low, high: the box of the
+// look-up grid; reach: standard deviations beyond which a gaussian is left out.
 // Out: extinction [p]; colour [p, 3] before the clamp at zero, 0.5 where there is no density.
 void field_query(int64_t n, const float* mean, const float* deviation, const float* inverse,
                  const float* peak, const float* sh, int64_t p, const float* point,
                  const float* basis, const float* low, const float* high, int grid_size,
-                 int threads, float* extinction, float* colour) {
+                 float reach, int threads, float* extinction, float* colour) {
   using loom::vf;
-  const Grid grid = build_grid(n, mean, deviation, low, high, grid_size);
+  const Grid grid = build_grid(n, mean, deviation, low, high, grid_size, reach);
   loom::parallel_ranges(p, threads, [&](int64_t begin, int64_t end, int) {
     float mixed[3 * kBasis];
     for (int64_t q = begin; q < end; ++q) {
@@ -98,7 +98,7 @@ void field_query(int64_t n, const float* mean, const float* deviation, const flo
         const float a = x[0] - mean[3 * i], b = x[1] - mean[3 * i + 1], c = x[2] - mean[3 * i + 2];
         const float m = v[0] * a * a + v[3] * b * b + v[5] * c * c +
                         2.0f * (v[1] * a * b + v[2] * a * c + v[4] * b * c);
-        if (!(m < kReach * kReach)) continue;
+        if (!(m < reach * reach)) continue;
         const float sigma = peak[i] * std::exp(-0.5f * m);
         total += sigma;
         const float* s = sh + 3 * kBasis * i;

@@ -16,13 +16,20 @@ from typing import NamedTuple
 
 import torch
 from loom import native
+from loom.errors import UserError
 from torch import Tensor
 
 from featdistill.gaussians import Gaussians, rotation_matrices
 from featdistill.models.spherical_harmonics import sh_basis
 
 REACH = 3.0
-"""Standard deviations beyond which a gaussian does not count."""
+"""Standard deviations beyond which a gaussian does not count as density."""
+
+SOLID_OPACITY = 0.02
+SOLID_REACH = 2.3
+"""Which gaussians, and how far around them, the student's first occupancy covers."""
+
+BOX_MARGIN = 0.06
 
 SCREEN_BLUR_PX2 = 0.3
 """Variance that 3DGS adds to each projected gaussian, in square pixels."""
@@ -60,7 +67,13 @@ def library() -> native.Library | native.Unavailable:
 
 
 def query_field(
-    gaussians: Gaussians, points: Tensor, directions: Tensor, *, blur: float, impl: str = "auto"
+    gaussians: Gaussians,
+    points: Tensor,
+    directions: Tensor,
+    *,
+    blur: float,
+    reach: float = REACH,
+    impl: str = "auto",
 ) -> FieldSample:
     """Return the teacher's extinction and colour at points in space, without gradients.
 
@@ -69,15 +82,43 @@ def query_field(
         points: [n, 3] world coordinates.
         directions: [n, 3] unit vectors from a viewer to each point.
         blur: Standard deviation in world units added to each gaussian in quadrature.
+        reach: Standard deviations beyond which a gaussian does not count.
         impl: auto, torch or cpu.
     """
     prepared = _prepare(gaussians, blur)
     basis = sh_basis(directions)
     kernel = library()
     if native.choose(impl, kernel, points.device) == "torch":
-        return _query_torch(prepared, points, basis)
+        return _query_torch(prepared, points, basis, reach)
     assert isinstance(kernel, native.Library)
-    return _query_cpu(kernel, prepared, points.contiguous(), basis.contiguous())
+    return _query_cpu(kernel, prepared, points.contiguous(), basis.contiguous(), reach)
+
+
+def bounding_box(gaussians: Gaussians) -> Tensor:
+    """Return the corners [2, 3] of a box around every gaussian that can be seen.
+
+    Raises:
+        UserError: No gaussian has an opacity above `SOLID_OPACITY`.
+    """
+    seen = gaussians.means[gaussians.opacities > SOLID_OPACITY]
+    if not len(seen):
+        raise UserError(
+            f"none of the teacher's {len(gaussians)} gaussians has an opacity above "
+            f"{SOLID_OPACITY}: there is nothing to distil",
+            hint="look at the teacher with `featdistill teacher info`",
+        )
+    return torch.stack([seen.amin(dim=0) - BOX_MARGIN, seen.amax(dim=0) + BOX_MARGIN])
+
+
+def solid(gaussians: Gaussians, points: Tensor, *, blur: float) -> Tensor:
+    """Say which points [..., 3] lie within `SOLID_REACH` deviations of a gaussian, bool [...]."""
+    seen = gaussians.opacities > SOLID_OPACITY
+    flat = points.reshape(-1, 3)
+    directions = torch.zeros_like(flat)  # only the extinction is asked for
+    sample = query_field(
+        gaussians.map(lambda rows: rows[seen]), flat, directions, blur=blur, reach=SOLID_REACH
+    )
+    return (sample.extinction > 0).reshape(points.shape[:-1])
 
 
 def _prepare(gaussians: Gaussians, blur: float) -> _Prepared:
@@ -99,7 +140,7 @@ def _prepare(gaussians: Gaussians, blur: float) -> _Prepared:
         )
 
 
-def _query_torch(prepared: _Prepared, points: Tensor, basis: Tensor) -> FieldSample:
+def _query_torch(prepared: _Prepared, points: Tensor, basis: Tensor, reach: float) -> FieldSample:
     """The readable twin: every gaussian against every point, in slices of points."""
     extinction, rgb = [], []
     for part, part_basis in zip(points.split(1024), basis.split(1024), strict=True):
@@ -112,7 +153,7 @@ def _query_torch(prepared: _Prepared, points: Tensor, basis: Tensor) -> FieldSam
             dim=-1,
         )
         squared = (outer * prepared.inverse).sum(-1)
-        near = squared < REACH * REACH
+        near = squared < reach * reach
         sigma = torch.where(near, prepared.peak * torch.exp(-squared / 2), 0.0)  # (p, g)
         total = sigma.sum(dim=1)
         mixed = torch.einsum("pg,gck->pck", sigma, prepared.sh)
@@ -124,16 +165,26 @@ def _query_torch(prepared: _Prepared, points: Tensor, basis: Tensor) -> FieldSam
 
 
 def _query_cpu(
-    kernel: native.Library, prepared: _Prepared, points: Tensor, basis: Tensor
+    kernel: native.Library, prepared: _Prepared, points: Tensor, basis: Tensor, reach: float
 ) -> FieldSample:
     address, count, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     query = kernel.function(
         "field_query",
-        [count, *[address] * 5, count, *[address] * 4, whole, whole, address, address],
+        [
+            count,
+            *[address] * 5,
+            count,
+            *[address] * 4,
+            whole,
+            ctypes.c_float,
+            whole,
+            address,
+            address,
+        ],  # fmt: skip
     )
-    reach = REACH * prepared.deviations
-    low = (prepared.means - reach).amin(dim=0)
-    high = (prepared.means + reach).amax(dim=0)
+    extent = reach * prepared.deviations
+    low = (prepared.means - extent).amin(dim=0)
+    high = (prepared.means + extent).amax(dim=0)
     extinction, rgb = points.new_empty(len(points)), torch.empty_like(points)
 
     def at(tensor: Tensor) -> ctypes.c_void_p:
@@ -141,7 +192,7 @@ def _query_cpu(
 
     query(
         len(prepared.means), *map(at, prepared),
-        len(points), at(points), at(basis), at(low), at(high), GRID, native.threads(),
+        len(points), at(points), at(basis), at(low), at(high), GRID, reach, native.threads(),
         at(extinction), at(rgb),
     )  # fmt: skip
     return FieldSample(extinction, rgb.clamp_min_(0))
