@@ -13,12 +13,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from featdistill.gaussians import rotation_matrices
+from featdistill.cameras import Cameras
+from featdistill.gaussians import Gaussians, rotation_matrices
 
 NEAR = 0.2
 BLUR_PX2 = 0.3
 FIELD_OF_VIEW_MARGIN = 1.3
 ALPHA_MIN = 1.0 / 255.0
+
+
+class View(NamedTuple):
+    """One pinhole camera in the form that rasterisation needs."""
+
+    view_from_world: Tensor  # [4, 4] OpenCV: x right, y down, z forward
+    center: Tensor  # [3] camera centre in the world
+    width: int
+    height: int
+    focal_px: float
 
 
 class Splats(NamedTuple):
@@ -31,39 +42,30 @@ class Splats(NamedTuple):
     visible: Tensor  # [n] bool
 
 
-def project(
-    means: Tensor,
-    log_scales: Tensor,
-    rotations: Tensor,
-    opacities: Tensor,
-    view_from_world: Tensor,
-    width: int,
-    height: int,
-    focal_px: float,
-) -> Splats:
-    """Project gaussians into a pinhole camera that looks along +z with its centre in the middle.
+def view_of(camera: Cameras) -> View:
+    """Return the single camera of `camera` as a `View`.
 
-    Args:
-        means: [n, 3] world centres.
-        log_scales: [n, 3].
-        rotations: [n, 4] quaternions w, x, y, z.
-        opacities: [n] in (0, 1); they bound the region in which a gaussian can be seen.
-        view_from_world: [4, 4] OpenCV convention (x right, y down, z forward).
-        width: image width in pixels.
-        height: image height in pixels.
-        focal_px: focal length in pixels.
+    Raises:
+        ValueError: `camera` holds no or several views.
     """
-    rotation = view_from_world[:3, :3]
-    centers = means @ rotation.T + view_from_world[:3, 3]
+    if len(camera) != 1:
+        raise ValueError(f"one view is rendered at a time, got {len(camera)}")
+    center = camera.poses_world_from_camera[0, :3, 3]
+    return View(camera.view_from_world()[0], center, camera.width, camera.height, camera.focal_px)
+
+
+def project(gaussians: Gaussians, view: View) -> Splats:
+    """Project gaussians into a pinhole camera that looks along +z with its centre in the middle."""
+    rotation = view.view_from_world[:3, :3]
+    centers = gaussians.means @ rotation.T + view.view_from_world[:3, 3]
     depths = centers[:, 2]
     in_front = depths > NEAR
     z = torch.where(in_front, depths, torch.ones_like(depths))
-    size = centers.new_tensor([width, height])
-    means_px = focal_px * centers[:, :2] / z[:, None] + 0.5 * size
+    size = centers.new_tensor([view.width, view.height])
+    means_px = view.focal_px * centers[:, :2] / z[:, None] + 0.5 * size
 
-    axes = rotation @ rotation_matrices(rotations) * torch.exp(log_scales)[:, None, :]
-    jacobian = _projection_jacobian(centers[:, :2], z, size, focal_px)
-    screen_axes = jacobian @ axes
+    axes = rotation @ rotation_matrices(gaussians.rotations) * gaussians.scales[:, None, :]
+    screen_axes = _projection_jacobian(centers[:, :2], z, size, view.focal_px) @ axes
     covariance = screen_axes @ screen_axes.transpose(1, 2)
     xx = covariance[:, 0, 0] + BLUR_PX2
     yy = covariance[:, 1, 1] + BLUR_PX2
@@ -72,11 +74,10 @@ def project(
     conics = torch.stack([yy, -xy, xx], dim=1) / determinant[:, None]
 
     # alpha >= 1/255 where the Mahalanobis distance^2 <= 2 ln(255 opacity).
-    reach = 2 * torch.log((opacities / ALPHA_MIN).clamp_min(1.0))
-    extents = torch.sqrt(reach[:, None] * torch.stack([xx, yy], dim=1)).detach()
+    reach = 2 * torch.log((gaussians.opacities.detach() / ALPHA_MIN).clamp_min(1.0))
+    extents = torch.sqrt(reach[:, None] * torch.stack([xx, yy], dim=1).detach())
     on_screen = ((means_px + extents > 0) & (means_px - extents < size)).all(dim=1)
-    visible = in_front & (reach > 0) & on_screen
-    return Splats(means_px, conics, depths, extents, visible)
+    return Splats(means_px, conics, depths, extents, in_front & (reach > 0) & on_screen)
 
 
 def _projection_jacobian(xy: Tensor, z: Tensor, size: Tensor, focal_px: float) -> Tensor:

@@ -8,13 +8,11 @@ in any float type; autograd gives the gradients that the native kernel is tested
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from featdistill.gaussians import Gaussians
-from featdistill.models.projection import ALPHA_MIN, Splats, project
+from featdistill.models.projection import ALPHA_MIN, Splats, View, project
 from featdistill.models.spherical_harmonics import sh_colors
 
 ALPHA_MAX = 0.99
@@ -22,28 +20,9 @@ TRANSMITTANCE_MIN = 1e-4
 TILE_PX = 16
 
 
-class View(NamedTuple):
-    """One pinhole camera in the form that rasterisation needs."""
-
-    view_from_world: Tensor  # [4, 4] OpenCV: x right, y down, z forward
-    center: Tensor  # [3] camera centre in the world
-    width: int
-    height: int
-    focal_px: float
-
-
 def shade(gaussians: Gaussians, view: View, channels: Tensor | None) -> tuple[Splats, Tensor]:
     """Return one view's splats and what they blend [n, 4 + C]: rgb, depth, channels."""
-    splats = project(
-        gaussians.means,
-        gaussians.log_scales,
-        gaussians.rotations,
-        gaussians.opacities,
-        view.view_from_world,
-        view.width,
-        view.height,
-        view.focal_px,
-    )
+    splats = project(gaussians, view)
     directions = torch.nn.functional.normalize(gaussians.means - view.center, dim=1)
     parts = [sh_colors(gaussians.sh, directions), splats.depths[:, None]]
     if channels is not None:
@@ -101,3 +80,27 @@ def blend(
     after = torch.cumprod(1 - alpha, dim=0)  # (k, p)
     before = torch.cat([torch.ones_like(after[:1]), after[:-1]])
     return (alpha * before).T @ features[inside], after[-1]
+
+
+def render_pixels_torch(
+    gaussians: Gaussians, view: View, pixels: Tensor, channels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Blend the channels [n, C] at integer pixels [r, 2] (x, y).
+
+    Returns:
+        Blended channels [r, C] and transmittance [r].
+    """
+    splats = project(gaussians, view)
+    near_to_far = torch.sort(splats.depths, stable=True).indices
+    near_to_far = near_to_far[splats.visible[near_to_far]]
+    blended, transmittance = channels.new_zeros(len(pixels), channels.shape[1]), []
+    for index, pixel in enumerate(pixels):
+        offset = (pixel + 0.5 - splats.means_px[near_to_far]).abs()
+        inside = near_to_far[(offset <= splats.extents_px[near_to_far]).all(dim=1)]
+        if not len(inside):
+            transmittance.append(channels.new_ones(()))
+            continue
+        color, rest = blend(splats, gaussians.opacities, channels, inside, pixel[None])
+        blended[index] = color[0]
+        transmittance.append(rest[0])
+    return blended, torch.stack(transmittance) if transmittance else channels.new_ones(0)
