@@ -20,8 +20,10 @@ SOURCES = {
 
 @cache
 def modules(package: str) -> dict[str, Path]:
-    """Every module of a package by its dotted name."""
+    """Every module of one of our packages by its dotted name."""
     found = {}
+    if package not in SOURCES:
+        return found
     for path in sorted(SOURCES[package].rglob("*.py")):
         parts = path.relative_to(SOURCES[package].parent).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
@@ -48,8 +50,12 @@ def imports(path: Path, *, at_import_time: bool = False) -> set[str]:
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import; write the full name"
-            names.add(node.module or "")
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+            assert node.module
+            named = {f"{node.module}.{alias.name}" for alias in node.names}
+            known = named & modules(node.module.split(".")[0]).keys()
+            names.update(known)
+            if known != named:  # something of the module itself, not only modules inside it
+                names.add(node.module)
     return names
 
 

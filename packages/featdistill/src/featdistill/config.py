@@ -73,7 +73,7 @@ class PhaseConfig(Config):
     }
 
     name: str
-    end_step: int = Field(ge=1, description="last step of the phase")
+    end_step: int = Field(ge=1, description="completed updates when the phase ends")
     optimize: tuple[ParameterSet, ...] = Field(min_length=1)
     target: Literal["image", "volume"] = "image"
     lr: Positive | None = Field(None, description="peak of a cosine of its own; null: train.lr")
@@ -112,22 +112,22 @@ class TrainSection(Config):
         return self
 
     def phase_at(self, step: int) -> PhaseConfig:
-        """The phase that step `step` (counted from 1) belongs to; the last one goes on for ever."""
-        return next((p for p in self.phases if step <= p.end_step), self.phases[-1])
+        """The phase of the update after `step` completed ones; the last phase has no end."""
+        return next((p for p in self.phases if step < p.end_step), self.phases[-1])
 
     def phase_start(self, phase: PhaseConfig) -> int:
-        """The step before the phase's first one."""
+        """Completed updates when the phase begins."""
         return max((p.end_step for p in self.phases if p.end_step < phase.end_step), default=0)
 
     @property
     def image_start(self) -> int:
-        """Steps before the first image phase."""
+        """Completed updates when the first image phase begins."""
         first = next((p for p in self.phases if p.target == "image"), self.phases[-1])
         return self.phase_start(first)
 
     @property
     def student_start(self) -> int:
-        """Steps before the student first learns."""
+        """Completed updates when the student first learns."""
         first = next((p for p in self.phases if "student" in p.optimize), self.phases[-1])
         return self.phase_start(first)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from loom.errors import UserError
 from loom.evaluation.images import psnr_db
-from loom.gates import BelowInARow, Gate, NeverFalls
+from loom.gates import Baseline, Gate, Invariant
 from loom.loop import Every, FitResult, Losses, Term, TrainState, fit
 from loom.run import Run
 from loom.sampling import Shard
@@ -286,7 +286,7 @@ class Evaluation:
             rgba, _ = render_image(student, self.frames.cameras[index])
             scores.append(psnr_db(on_white(rgba).numpy(), wanted))
         mean = sum(scores) / len(scores)
-        return {"metric/psnr_db": mean, "metric/psnr_blank_db": self.blank_db}
+        return {"metric/psnr_db": mean, "baseline/blank/psnr_db": self.blank_db}
 
 
 def on_white(rgba: Tensor) -> Tensor:
@@ -379,22 +379,29 @@ def _announce(config: TrainConfig, run: Run) -> None:
 def blank_gate(config: TrainConfig) -> Gate:
     """A student that shows nothing stops the run early."""
     return Gate(
-        metric="metric/psnr_db",
-        op=">",
-        baseline="metric/psnr_blank_db",
-        margin=config.evaluation.blank_margin_db,
+        "metric/psnr_db",
+        ">",
+        Baseline("blank", margin=config.evaluation.blank_margin_db),
         at=f"step {config.blank_check_step}",
         otherwise="student is blank",
         fatal=True,
     )
 
 
-def invariants(config: TrainConfig) -> tuple[BelowInARow | NeverFalls, ...]:
+def invariants(config: TrainConfig) -> tuple[Invariant, ...]:
     """What must hold in every record: the feature mask lives, the opacity weight never falls."""
-    rising = NeverFalls("metric/opacity_target_weight_effective")
+    rising = Invariant(
+        "metric/opacity_target_weight_effective",
+        monotone=True,
+        otherwise="the opacity schedule or a resume is broken",
+    )
     if not config.feature_pipeline.enabled:
         return (rising,)
-    collapse = BelowInARow(
-        "metric/feature_mask_fraction", MASK_COLLAPSE, MASK_COLLAPSE_RECORDS, "mask collapse"
+    mask = Invariant(
+        "metric/feature_mask_fraction",
+        min=MASK_COLLAPSE,
+        records=MASK_COLLAPSE_RECORDS,
+        otherwise="mask collapse: hardly a ray has a feature target; lower "
+        "feature_pipeline.alpha_threshold, or look at the teacher",
     )
-    return (rising, collapse)
+    return (rising, mask)
