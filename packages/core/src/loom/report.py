@@ -216,9 +216,7 @@ def _table(
     baseline_rows: Iterable[int] = (),
 ) -> str:
     numeric = [
-        any(_is_number(row[i]) for row in rows)
-        and all(row[i] is None or _is_number(row[i]) for row in rows)
-        for i in range(len(columns))
+        all(row[i] is None or _is_number(row[i]) for row in rows) for i in range(len(columns))
     ]
     decimals = [_decimals([row[i] for row in rows]) for i in range(len(columns))]
     head = "".join(

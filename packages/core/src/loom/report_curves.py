@@ -13,6 +13,9 @@ from html import escape
 
 WIDTH, HEIGHT = 1000.0, 300.0  # the SVG's own units
 COLUMNS = 400  # a series is thinned to two points per column
+WORTH_A_LOG_SCALE = (
+    30.0  # the switch is offered where the highest value is this many times the lowest
+)
 COLOURS = 6  # --c0 ... --c5 in report.css; further series are dashed
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float | None]]]
@@ -78,7 +81,7 @@ def curves_html(curves: Curves) -> str:
     views = [_view("linear-view", curves, series, x_axis, _linear(min(levels), max(levels)))]
     positive = min(levels) > 0 and max(levels) > min(levels)
     logarithmic = curves.log and positive
-    if positive:
+    if logarithmic or (positive and max(levels) / min(levels) > WORTH_A_LOG_SCALE):
         log_axis = _logarithmic(min(levels), max(levels))
         views.append(_view("log-view", curves, series, x_axis, log_axis))
         label = "linear scale" if logarithmic else "log scale"
