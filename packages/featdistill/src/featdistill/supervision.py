@@ -143,8 +143,9 @@ class RaySampler:
         opaque = torch.zeros(0, dtype=torch.bool)
         if carrying:
             camera = cameras[int(view[0])]
-            blended, alpha = render_pixels(self.gaussians, camera, xy[:carrying], self.features)[:2]
-            features = blended / alpha.clamp_min(1e-6)[:, None]
+            shown = render_pixels(self.gaussians, camera, xy[:carrying], self.features)
+            alpha = 1 - shown.transmittance
+            features = shown.channels / alpha.clamp_min(1e-6)[:, None]
             opaque = alpha > self.feature_alpha
         targets = RayTargets(
             self.frames.rgb.view(-1, 3)[flat],
