@@ -311,7 +311,9 @@ class TrainConfig(Config):
     @property
     def blank_check_step(self) -> int:
         """The step at which the student must be better than an empty picture."""
-        return self.train.student_start + max(1, int(self.evaluation.blank_check * self.train.max_steps))
+        return self.train.student_start + max(
+            1, int(self.evaluation.blank_check * self.train.max_steps)
+        )
 
     def schedules(self) -> dict[str, Schedule]:
         """Every value of the configuration that changes with the step."""
