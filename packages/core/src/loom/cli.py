@@ -1,0 +1,198 @@
+"""What every command line has in common, and the `loom` command itself.
+
+A thread's `cli.py` makes its Typer application here and gets `--version`, `--debug`, `doctor` and
+one way to fail: a `UserError` is two lines, `error:` and `hint:`, and exit code 2 (3 for a missed
+gate); a bug is one line and exit code 1, its traceback with `--debug`; Ctrl-C is 130; a reader that
+closed the pipe is no error. Nothing here imports torch, so `--help` is quick.
+
+    app = application("pinpad", pinpad.__doc__)
+    main = partial(run_app, app)
+"""
+
+import importlib.metadata
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from loom.errors import UserError
+from loom.files import disk_error
+
+if TYPE_CHECKING:
+    from loom.doctor import Check
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file, or the directory of a run to repeat."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings by dotted key (train.lr=5e-4, train.phases.0.end_step=100), or group=name.",
+        show_default=False,
+    ),
+]
+RunDir = Annotated[
+    Path | None,
+    typer.Option("--run-dir", help="Directory of the run (default: runs/THREAD/NAME)."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
+Archive = Annotated[
+    bool, typer.Option("--archive", help="Move an old run of this name aside, with a time stamp.")
+]
+
+
+class _Group(TyperGroup):
+    """Turns what a command raises into messages and exit codes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Accept `--debug` at any place, so that it can be appended to a failed command."""
+        own = args[: args.index("--")] if "--" in args else args
+        if "--debug" in own:
+            args.remove("--debug")
+            ctx.ensure_object(dict)["debug"] = True
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        debug = bool(ctx.ensure_object(dict).get("debug"))
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _drop_output()
+            raise typer.Exit(0) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except (typer.Exit, typer.Abort, *_usage_errors()):
+            raise
+        except Exception as error:
+            raise typer.Exit(_report(error, ctx.info_name or "", debug=debug)) from None
+
+
+def _usage_errors() -> tuple[type[BaseException], ...]:
+    """Return Typer's own errors, which it prints itself; the base class has no public name."""
+    return tuple(
+        kind
+        for kind in typer.BadParameter.__mro__
+        if issubclass(kind, Exception) and kind.__name__ == "ClickException"
+    )
+
+
+def _report(error: Exception, name: str, *, debug: bool) -> int:
+    """Print an error for its reader and return the exit code."""
+    if debug:
+        typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    shown = disk_error(error) if isinstance(error, OSError) else error
+    if isinstance(shown, UserError):
+        typer.echo(f"error: {shown.message}", err=True)
+        if shown.hint:
+            typer.echo(f"hint: {shown.hint}", err=True)
+        return shown.exit_code
+    text = " ".join(str(error).split())
+    advice = "" if debug else "; run again with --debug for the traceback"
+    typer.echo(f"error: a bug in {name}: {type(error).__name__}: {text}{advice}", err=True)
+    return 1
+
+
+def _drop_output() -> None:
+    """Point stdout to nowhere: its reader has gone, and the flush at exit would complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    os.close(nowhere)
+
+
+def application(
+    name: str,
+    help: str | None,
+    package: str | None = None,
+    checks: Callable[[], Sequence["Check"]] | None = None,
+) -> typer.Typer:
+    """Make the command line of a thread, with `--version`, `--debug` and `doctor`.
+
+    Args:
+        name: What the user types.
+        help: One paragraph for `--help`.
+        package: The distribution whose version is shown, by default `name`.
+        checks: Returns the thread's own checks for `doctor`, beside those of the core.
+    """
+    distribution = package or name
+    app = typer.Typer(
+        name=name,
+        help=help,
+        cls=_Group,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        pretty_exceptions_show_locals=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(version_line(name, distribution))
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool,
+            typer.Option(
+                "--version", help="Show the versions.", callback=show_version, is_eager=True
+            ),
+        ] = False,
+        debug: Annotated[
+            bool, typer.Option("--debug", help="Show the traceback of an error.")
+        ] = False,
+    ) -> None:
+        pass
+
+    @app.command()
+    def doctor(
+        as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    ) -> None:
+        """Check this machine: one line for each check, with what to do about it."""
+        from loom.doctor import core_checks, report, run_checks
+
+        extra = checks() if checks is not None else ()
+        code = report(run_checks([*core_checks(distribution), *extra]), as_json=as_json)
+        raise typer.Exit(code)
+
+    return app
+
+
+def version_line(name: str, distribution: str) -> str:
+    """Return `pinpad 0.1.0 (loom-core 0.1.0, torch 2.15.0, Python 3.11.7)` without imports."""
+    others = [
+        f"{package} {importlib.metadata.version(package)}"
+        for package in ("loom-core", "torch")
+        if package != distribution
+    ]
+    python = ".".join(map(str, sys.version_info[:3]))
+    own = importlib.metadata.version(distribution)
+    return f"{name} {own} ({', '.join(others)}, Python {python})"
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run an application as the process: the body of a console script."""
+    try:
+        app()
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_output()
+
+
+app = application("loom", "Look at runs, machines and native code.", package="loom-core")
+
+
+def main() -> None:
+    """Run the `loom` command."""
+    run_app(app)
