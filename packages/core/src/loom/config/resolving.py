@@ -73,10 +73,12 @@ def resolve(
         UserError: Something is unknown, removed, missing, of a wrong type or out of range.
     """
     layers = Layers(model)
+    remarks: list[str] = []
     if source is not None:
         source = _config_file(Path(source))
         for path, document in _chain(source, ()):
             _lay_file(layers, document, str(path), ())
+            remarks += document.notices
         groups = groups or source.parent / "groups"
     assignments: list[tuple[str, Any, str]] = []
     for argument in overrides or ():
@@ -95,7 +97,7 @@ def resolve(
     origins = {
         path: layers.origins.get(_as_keys(path), DEFAULT) for path, _ in flatten(plain(config))
     }
-    return Resolved(config, origins, label, (*notices, *_advice(config)))
+    return Resolved(config, origins, label, (*remarks, *notices, *_advice(config)))
 
 
 def show(resolved: Resolved[Any]) -> str:
