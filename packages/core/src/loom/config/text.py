@@ -74,6 +74,15 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    """Escape what a plain or single-quoted scalar would read back as a plain line break."""
+    special = any(character in "\r\x85\u2028\u2029\ufeff" for character in value)
+    return dumper.represent_scalar(_TAG + "str", value, style='"' if special else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def parse(text: str, source: str) -> Text:
     """Parse one YAML document.
 

@@ -1,8 +1,8 @@
-"""Render gaussians: one interface over the native kernel, the torch twin and gsplat on a GPU.
+"""Render gaussians: one interface over the native kernel and the torch twin.
 
-Everything is premultiplied: `rgb` and `depth` are sums over weights w_i = T_i alpha_i that add up to
-1 - transmittance, so an image over a background b is rgb + transmittance * b, and the expected depth
-of a pixel is depth / (1 - transmittance). Depth is measured along the optical axis.
+Everything is premultiplied: `rgb` and `depth` are sums over weights w_i = T_i alpha_i that add up
+to 1 - transmittance, so an image over a background b is rgb + transmittance * b, and the expected
+depth of a pixel is depth / (1 - transmittance). Depth is measured along the optical axis.
 """
 
 from __future__ import annotations
@@ -54,14 +54,10 @@ def render(
         gaussians: The model; float32 for the native kernel, any float type for the torch twin.
         camera: Cameras of a single view.
         channels: Further quantities per gaussian to be blended like the colour, [n, C].
-        impl: "auto", "torch", "cpu" (the native kernel) or "gsplat" (needs a GPU).
+        impl: "auto", "torch", or "cpu" (the native kernel).
     """
     view = view_of(camera)
-    if impl == "gsplat":
-        from featdistill.models.raster_gsplat import render_gsplat
-
-        blended, transmittance = render_gsplat(gaussians, view, channels)
-    elif _implementation(gaussians, impl) == "torch":
+    if _implementation(gaussians, impl) == "torch":
         blended, transmittance = render_torch(gaussians, view, channels)
     else:
         rgb, depth, more, transmittance = _NativeRender.apply(view, *gaussians.tensors(), channels)
