@@ -1,0 +1,102 @@
+"""8-bit PNG files, read with every check sum verified and written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from loom.errors import UserError
+from PIL import Image
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_LARGEST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
+
+
+def read_png(path: Path, mode: str) -> np.ndarray:
+    """Read a PNG as uint8 [h, w, 3] or [h, w, 4].
+
+    Args:
+        path: The file.
+        mode: "RGBA" (which the file must have: an alpha channel is never invented), or "RGB"
+            (a fully opaque RGBA file counts as one).
+
+    Raises:
+        UserError: The file is missing, damaged, too large, or has other channels.
+    """
+    return decode_png(read_bytes(path), path, mode)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read an image file, or say in one line why that is impossible."""
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = (
+            "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+        )
+        raise UserError(
+            f"{path} {reason}", hint="copy the image there, or correct the path that names it"
+        ) from error
+
+
+def decode_png(data: bytes, path: Path, mode: str) -> np.ndarray:
+    """Decode the bytes of a PNG; see `read_png`. `path` is what messages name."""
+    if data[:8] != _SIGNATURE or len(data) < 33:
+        raise UserError(f"{path} is not a PNG file", hint="convert the image to an 8-bit PNG")
+    width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
+    if width * height > _LARGEST_PIXELS:
+        raise UserError(
+            f"{path} says that it has {width}x{height} pixels, more than {_LARGEST_PIXELS}",
+            hint="a damaged file often says so; else scale the images down first",
+        )
+    try:
+        with Image.open(BytesIO(data), formats=["PNG"]) as image:
+            image.verify()  # the check sum of every chunk; decoding alone ignores most of them
+        with Image.open(BytesIO(data), formats=["PNG"]) as image:
+            found, pixels = image.mode, np.asarray(image)
+    except (OSError, ValueError, SyntaxError, EOFError, OverflowError) as error:
+        raise UserError(
+            f"{path} is damaged: {error}", hint="copy or render this image again"
+        ) from error
+    if mode == "RGB" and found == "RGBA" and (pixels[..., 3] == 255).all():
+        return np.ascontiguousarray(pixels[..., :3])
+    if found != mode:
+        remedy = {
+            "RGBA": "export the images with a transparent background (an alpha channel)",
+            "RGB": "put the images over a background first: `featdistill eval pipeline` does it",
+        }[mode]
+        raise UserError(f"{path} has channels {found}, expected {mode}", hint=remedy)
+    return pixels
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 [h, w, 3 or 4] as PNG; a reader never sees half a file."""
+    stream = BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="PNG")
+    write_whole(path, stream.getvalue())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside its place and move it there, making parent folders.
+
+    Raises:
+        UserError: The disk is full or the folder read-only; an old file stays as it was.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written: {error}", hint="free some space or choose another folder"
+        ) from error

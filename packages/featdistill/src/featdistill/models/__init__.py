@@ -1,0 +1,1 @@
+"""What can be rendered: the gaussian teacher and the KiloNeRF student."""
