@@ -49,7 +49,7 @@ class Progress:
         stream: where the line goes; standard output if None.
         interval: seconds between two lines where the stream is not a terminal.
         log: receives the lines that a pipe would get, whatever the stream is.
-        enabled: False on every rank but the first: nothing is printed.
+        enabled: False prints nothing: every rank but the first, a quiet run.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Progress:
         self._note = ""
         self._began = self._updated = time.monotonic()
         self._next_line = self._next_redraw = self._began
-        self._shown: int | None = None
+        self._shown: int | None = None  # the step of the last whole line
         self._closed = False
         self._show(self._began)
         self._next_line = self._next_redraw = self._began  # the first step is shown at once, too
@@ -123,8 +123,6 @@ class Progress:
         self._closed = True
 
     def _show(self, now: float) -> None:
-        if not self._enabled:
-            return
         line = format_line(self.name, self.n, self.total, now - self._began, self.start)
         line = f"{line} {self._note}".rstrip()
         if self._terminal:
@@ -135,7 +133,7 @@ class Progress:
                 self._write(line + "\n")
             self._log(line)
             self._next_line = now + self._interval
-        self._shown = self.n
+            self._shown = self.n
 
     def _write(self, text: str) -> None:
         if self._enabled:

@@ -34,7 +34,7 @@ def facts(thread: str, resolved: Resolved[Any], *, seed: int, world_size: int) -
         "thread": thread,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "directory": str(Path.cwd()),
+        "working_directory": str(Path.cwd()),
         "config": _json_safe(plain(resolved.config)),
         "config_hash": config_hash(resolved.config),
         "config_source": resolved.source,
@@ -73,15 +73,8 @@ def continued(
         refused = [change for change in changes if change not in allowed]
         if saved["thread"] != now["thread"]:
             refused.append(f"thread: {saved['thread']} -> {now['thread']}")
-        for name in saved["packages"].keys() | now["packages"].keys():
-            was, path = (f["packages"].get(name, {}).get("path") for f in (saved, now))
-            if name != "torch" and was != path:
-                refused.append(f"package {name}: {was} -> {path}")
-        allowed += [
-            f"{key}: {saved[key]} -> {now[key]}"
-            for key in ("git", "python", "host", "device", "threads", "world_size")
-            if saved[key] != now[key]
-        ]
+        refused += differences(_paths(saved), _paths(now))
+        allowed += differences(_surroundings(saved), _surroundings(now))
         resumes = [*saved["resumes"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -180,6 +173,18 @@ def fingerprint(source: Path | str) -> tuple[str, str | None]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file or folder", hint="check the path")
     return sha256_file(path), str(path.resolve())
+
+
+def _paths(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where the code of a run lies; torch is told by its version alone."""
+    return {f"package {k}": v["path"] for k, v in facts["packages"].items() if k != "torch"}
+
+
+def _surroundings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what may differ after a resume but should be known to whoever compares numbers."""
+    versions = {name: package["version"] for name, package in facts["packages"].items()}
+    keys = ("git", "python", "host", "cpu", "device", "threads", "world_size")
+    return {key: facts[key] for key in keys} | {"version": versions}
 
 
 def _is_free(key: str, free: Collection[str]) -> bool:

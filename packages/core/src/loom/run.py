@@ -22,7 +22,7 @@ from loom.config import Config, Resolved, resolve, to_yaml
 from loom.errors import GateMissed, UserError
 from loom.files import append_line, read_json, write_atomic, write_json
 from loom.progress import Heartbeat, Progress, write_text
-from loom.record import Records, storable
+from loom.record import Records, read_records, storable
 from loom.run_directory import CONFIG_FILE, RUN_FILE
 
 if TYPE_CHECKING:
@@ -143,6 +143,8 @@ class Run(Generic[C]):
         if not self.is_main:
             return
         self._log(message)
+        if self._progress is None:
+            self.status(phase=message)
         if not self._quiet:
             if self._progress is not None:
                 self._progress.clear()
@@ -181,21 +183,27 @@ class Run(Generic[C]):
         if not self.is_main:
             return
         if self._records is None:
+            if self.resumed and self._resume_step is None:
+                steps = [int(row["step"] or 0) for row in read_records(self.dir)]
+                self._resume_step = max(steps, default=0)
             self._records = Records(self.dir, self._resume_step, on_notice=self.info)
         self._records.record(step, metrics)
         last = {k: None if v is None else storable(float(v)) for k, v in metrics.items()}
         self.status(metrics=last)
 
     def resume_at(self, step: int) -> None:
-        """Say from which checkpoint the run goes on: records of later steps will be dropped.
+        """Say from which step a resumed run goes on: the records of later steps are dropped.
+
+        Whoever loads a checkpoint calls this, with 0 where there was none to load. Without it all
+        records are kept.
 
         Raises:
             ValueError: something has been recorded already.
         """
         if self._records is not None:
             raise ValueError(f"resume_at({step}) after the first record")
-        self._resume_step = step
         if self.is_main and self.resumed:
+            self._resume_step = step
             self._facts["resumes"][-1]["step"] = step
             self._write_facts()
 
@@ -266,27 +274,29 @@ class Run(Generic[C]):
         if not self.is_main:
             return
         state, reason = self._outcome(error)
+        self.status(state=state, reason=reason)
+        last_words = f"[run] {state}" + (f": {reason}" if reason else "")
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            last_words += "\n" + "".join(traceback.format_exception(error))
         # A disk that fails now must not hide the error that ended the run.
-        with contextlib.suppress(*((OSError, UserError) if error else ())):
-            if self._progress is not None:
-                self._progress.close()
-            if self._records is not None:
-                self._records.close()
-            if state == "failed" and not isinstance(error, UserError):
-                self._log("".join(traceback.format_exception(error)))
-            self._note_torch()
-            self.status(state=state, reason=reason)
-        try:
-            if self._heartbeat is not None:
-                self._heartbeat.stop()
-        finally:
+        hidden = (OSError, UserError) if error is not None else ()
+        with contextlib.suppress(*hidden), contextlib.ExitStack() as closing:
             if self._lock is not None:
-                self._lock.release()
+                closing.callback(self._lock.release)
+            if self._heartbeat is not None:
+                closing.callback(self._heartbeat.stop)
+            closing.callback(self._note_torch)
+            closing.callback(self._log, last_words)
+            if self._records is not None:
+                closing.callback(self._records.close)
+            if self._progress is not None:
+                closing.callback(self._progress.close)
 
     def _outcome(self, error: BaseException | None) -> tuple[str, str]:
+        """Return state and reason: what the loop said, unless an error tells otherwise."""
         said = self._heartbeat.get("state") if self._heartbeat else "running"
         reason = (self._heartbeat.get("reason") if self._heartbeat else "") or ""
-        if said != "running":
+        if said != "running" and not isinstance(error, Exception):
             return said, reason
         match error:
             case None | SystemExit(code=None | 0):

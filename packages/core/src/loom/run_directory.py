@@ -75,6 +75,8 @@ def claim(directory: Path, *, resume: bool = False, archive: bool = False) -> Cl
             old, lock = lock, _lock(directory)
             old.release()
         _require_vacant(directory, resume)
+        for torn in directory.glob(".*.tmp"):  # an atomic write that a kill -9 had cut short
+            torn.unlink()
     except BaseException:
         lock.release()
         raise

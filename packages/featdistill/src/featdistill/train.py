@@ -14,7 +14,7 @@ import torch
 from loom.errors import UserError
 from loom.evaluation.images import psnr_db
 from loom.gates import Baseline, Gate, Invariant
-from loom.loop import Every, FitResult, Losses, Term, TrainState, fit
+from loom.loop import Every, FitResult, Losses, Prefetch, Term, TrainState, fit
 from loom.run import Run
 from loom.sampling import Shard
 from torch import Tensor
@@ -250,13 +250,13 @@ class Pruning:
         self.at = frozenset(step for step in steps if step > config.train.image_start)
         self.begin = frozenset(step - config.prune.window for step in self.at)
 
-    def after_step(self, step: int) -> None:
+    def after_update(self, completed: int) -> None:
         """Start a window, or prune at its end."""
-        if step in self.begin:
+        if completed in self.begin:
             self.max_weight.zero_()
-        if step in self.at:
+        if completed in self.at:
             share = self.student.prune(self.max_weight, self.threshold)
-            self.run.info(f"[occupancy] pruned at step {step}: {share:.1%} of the voxels are left")
+            self.run.info(f"[occupancy] pruned at step {completed}: {share:.1%} of it is left")
 
     def state_dict(self) -> dict[str, Tensor]:
         """The window so far, so that a resumed run prunes the same voxels."""
@@ -323,15 +323,15 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     restarts = frozenset(_volume_ends(config.train.phases))
 
     def after_step(step: int) -> None:
-        pruning.after_step(step)
-        if step in restarts:  # moments of another loss mislead the first steps of this one
+        pruning.after_update(step + 1)
+        if step + 1 in restarts:  # moments of another loss mislead the first steps of this one
             state.optimizer.state.clear()
 
     result = fit(
         run,
         state,
         steps=config.train.max_steps,
-        batch=supervision.batch,
+        batch=Prefetch(supervision.batch),
         loss=Distillation(config, pruning.max_weight),
         lr=config.train.lr_at,
         trainable=lambda step: config.train.phase_at(step).optimize,
