@@ -1,0 +1,127 @@
+"""A teacher from the command line: fit it, find it, describe it, export it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import typer
+from loom.checkpoint import Checkpoints, newest_folder
+from loom.config import resolve
+from loom.drawing import print_table
+from loom.errors import UserError
+from loom.report_run import run_report
+from loom.run import Run
+
+from featdistill.assess import assess_teacher
+from featdistill.data.ply import read_ply, write_ply
+from featdistill.embedded import SCENE, embedded_scene
+from featdistill.features import gaussian_features
+from featdistill.figures import teacher_pictures
+from featdistill.gaussians import Gaussians
+from featdistill.teacher import fit_teacher, read_scene
+from featdistill.teacher_config import TeacherConfig
+
+PLY = "point_cloud.ply"
+
+
+def ply_of(path: Path) -> Path:
+    """Return the PLY file that a path means: the file itself, or that of a teacher run.
+
+    A folder in the 3DGS layout (`point_cloud/iteration_30000/point_cloud.ply`) gives its newest.
+    """
+    if not path.is_dir():
+        return path
+    if (path / PLY).is_file():
+        return path / PLY
+    iterations = sorted(
+        path.glob(f"point_cloud/iteration_*/{PLY}"), key=lambda p: int(p.parent.name.split("_")[1])
+    )
+    if not iterations:
+        raise UserError(
+            f"{path} holds no {PLY}", hint="give a PLY file, a teacher run or a 3DGS model folder"
+        )
+    return iterations[-1]
+
+
+def run_teacher(
+    source: Path | None,
+    overrides: Sequence[str] | None,
+    *,
+    scene: Path | None = None,
+    width: int | None = None,
+    max_steps: int | None = None,
+    directory: Path | None = None,
+    resume: bool = False,
+    archive: bool = False,
+) -> Path:
+    """Fit a teacher, score it on the test views, write the page; return the run directory."""
+    if resume and source is None and directory is not None:
+        source = directory
+    flags = {
+        "data.scene": str(scene) if scene else None,
+        "data.width": width,
+        "train.max_steps": max_steps,
+    }
+    resolved = resolve(TeacherConfig, source, overrides, flags=flags)
+    if resolved.config.data.scene is None:
+        typer.echo(
+            f"[data] no scene given: fitting the embedded brick model in {SCENE} "
+            "(--scene FOLDER takes your own)"
+        )
+        flags["data.scene"] = str(embedded_scene(typer.echo))
+        resolved = resolve(TeacherConfig, source, overrides, flags=flags)
+    with Run.open(
+        "featdistill",
+        TeacherConfig,
+        resolved,
+        directory=directory,
+        resume=resume,
+        archive=archive,
+    ) as run:
+        gaussians, _ = fit_teacher(run.config, run)
+        if run.is_main:
+            _, test = read_scene(run.config, run)
+            scores = assess_teacher(gaussians, test, run.dir, say=run.info)
+            print_table(("", *next(iter(scores.values()))), [(n, *r.values()) for n, r in scores.items()])
+            report = teacher_pictures(run_report(run.dir), run.dir, scores)
+            run.info(f"[report] {report.write(run.dir / 'report.html')}")
+    return run.dir
+
+
+def export_teacher(source: Path, output: Path) -> str:
+    """Write the gaussians of a teacher run's newest checkpoint as PLY; say how many."""
+    folder = newest_folder(source)
+    state = Checkpoints(folder.parent).load(folder).state["model"]
+    fields = ("means", "log_scales", "rotations", "opacity_logits")
+    missing = [name for name in (*fields, "sh_constant", "sh_rest") if name not in state]
+    if missing:
+        raise UserError(
+            f"{folder} holds no gaussians ({', '.join(missing)} missing)",
+            hint="give the directory of a `teacher fit` run",
+        )
+    sh = torch.cat([state["sh_constant"], state["sh_rest"]], dim=1)
+    gaussians = Gaussians(*(state[name] for name in fields), sh)
+    write_ply(output, gaussians)
+    return f"{len(gaussians)} gaussians in {output}"
+
+
+def describe_teacher(path: Path) -> str:
+    """Say what is in a 3DGS file: number, extent, opacity, scale, features."""
+    ply = ply_of(path)
+    gaussians = read_ply(ply)
+    low, high = gaussians.means.amin(dim=0).tolist(), gaussians.means.amax(dim=0).tolist()
+    opacity = gaussians.opacities
+    scales = gaussians.scales.amax(dim=1)
+    features = gaussian_features(gaussians)
+    return "\n".join(
+        [
+            f"{ply}: {len(gaussians)} gaussians, {ply.stat().st_size / 2**20:.1f} MiB",
+            f"extent    x {low[0]:.3f} .. {high[0]:.3f}, y {low[1]:.3f} .. {high[1]:.3f}, "
+            f"z {low[2]:.3f} .. {high[2]:.3f}",
+            f"opacity   mean {opacity.mean():.3f}, {(opacity < 0.02).float().mean():.1%} below 0.02",
+            f"scale     median {scales.median():.4f}, largest {scales.max():.4f} world units",
+            f"features  {features.shape[1]} per gaussian: f_dc, f_rest, opacity, log scale",
+        ]
+    )
