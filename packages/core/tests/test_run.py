@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-
 from loom import provenance
 from loom import run as run_module
 from loom.config import Config, read_yaml, resolve
