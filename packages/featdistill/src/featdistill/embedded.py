@@ -38,6 +38,8 @@ def embedded_teacher(
         flags = {"data.scene": scene}
         resolved = resolve(TeacherConfig, flags=flags)
         unfinished = directory.exists()
-        with Run.open("featdistill", TeacherConfig, resolved, directory=directory, resume=unfinished) as run:
+        with Run.open(
+            "featdistill", TeacherConfig, resolved, directory=directory, resume=unfinished
+        ) as run:
             fit_teacher(run.config, run)
     return directory

@@ -9,40 +9,18 @@ import torch
 import typer
 from loom.checkpoint import Checkpoints, newest_folder
 from loom.config import resolve
-from loom.drawing import print_table
 from loom.errors import UserError
-from loom.report_run import run_report
 from loom.run import Run
 
-from featdistill.assess import assess_teacher
-from featdistill.data.ply import read_ply, write_ply
+from featdistill.assess import assess_teacher, read_results
+from featdistill.data.ply import ply_of, read_ply, write_ply
 from featdistill.embedded import SCENE, embedded_scene
 from featdistill.features import gaussian_features
-from featdistill.figures import teacher_pictures
+from featdistill.figures import write_report
 from featdistill.gaussians import Gaussians
+from featdistill.scoring import print_scores
 from featdistill.teacher import fit_teacher, read_scene
 from featdistill.teacher_config import TeacherConfig
-
-PLY = "point_cloud.ply"
-
-
-def ply_of(path: Path) -> Path:
-    """Return the PLY file that a path means: the file itself, or that of a teacher run.
-
-    A folder in the 3DGS layout (`point_cloud/iteration_30000/point_cloud.ply`) gives its newest.
-    """
-    if not path.is_dir():
-        return path
-    if (path / PLY).is_file():
-        return path / PLY
-    iterations = sorted(
-        path.glob(f"point_cloud/iteration_*/{PLY}"), key=lambda p: int(p.parent.name.split("_")[1])
-    )
-    if not iterations:
-        raise UserError(
-            f"{path} holds no {PLY}", hint="give a PLY file, a teacher run or a 3DGS model folder"
-        )
-    return iterations[-1]
 
 
 def run_teacher(
@@ -83,10 +61,10 @@ def run_teacher(
         gaussians, _ = fit_teacher(run.config, run)
         if run.is_main:
             _, test = read_scene(run.config, run)
-            scores = assess_teacher(gaussians, test, run.dir, say=run.info)
-            print_table(("", *next(iter(scores.values()))), [(n, *r.values()) for n, r in scores.items()])
-            report = teacher_pictures(run_report(run.dir), run.dir, scores)
-            run.info(f"[report] {report.write(run.dir / 'report.html')}")
+            assess_teacher(gaussians, test, run.dir, say=run.info)
+    if run.is_main:
+        print_scores(read_results(run.dir))
+        typer.echo(f"report: {write_report(run.dir)}")
     return run.dir
 
 
@@ -113,6 +91,7 @@ def describe_teacher(path: Path) -> str:
     gaussians = read_ply(ply)
     low, high = gaussians.means.amin(dim=0).tolist(), gaussians.means.amax(dim=0).tolist()
     opacity = gaussians.opacities
+    unseen = (opacity < 0.02).float().mean()
     scales = gaussians.scales.amax(dim=1)
     features = gaussian_features(gaussians)
     return "\n".join(
@@ -120,7 +99,7 @@ def describe_teacher(path: Path) -> str:
             f"{ply}: {len(gaussians)} gaussians, {ply.stat().st_size / 2**20:.1f} MiB",
             f"extent    x {low[0]:.3f} .. {high[0]:.3f}, y {low[1]:.3f} .. {high[1]:.3f}, "
             f"z {low[2]:.3f} .. {high[2]:.3f}",
-            f"opacity   mean {opacity.mean():.3f}, {(opacity < 0.02).float().mean():.1%} below 0.02",
+            f"opacity   mean {opacity.mean():.3f}, {unseen:.1%} below 0.02",
             f"scale     median {scales.median():.4f}, largest {scales.max():.4f} world units",
             f"features  {features.shape[1]} per gaussian: f_dc, f_rest, opacity, log scale",
         ]
