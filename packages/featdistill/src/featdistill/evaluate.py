@@ -120,7 +120,7 @@ def compare(
     """
     _require_free(output_json, force)
     ours, theirs = _below(find_pictures(folder), frames), _below(find_pictures(references), frames)
-    _require_same_frames(ours, folder, theirs, references)
+    require_same_frames(ours, folder, theirs, references)
     pairs = (
         Pair(theirs[number].stem, _opaque(ours[number]), _opaque(theirs[number]))
         for number in theirs
@@ -174,7 +174,7 @@ def pipeline(
             hint="render with --store-rgba, or compare PNG files as they are: `eval compare`",
         )
     theirs = _below(find_teacher(teacher_renders), frames)
-    _require_same_frames(ours, render_dir, theirs, teacher_renders)
+    require_same_frames(ours, render_dir, theirs, teacher_renders)
     result = evaluate_frames(
         _read_pairs(ours, theirs, background),
         background=background,
@@ -244,34 +244,44 @@ def _read_pairs(
     ours: Mapping[int, Path], theirs: Mapping[int, Path], background: str
 ) -> Iterator[FramePair]:
     for number, path in theirs.items():
-        reference, alpha = read_reference(path, background)
-        yield FramePair(f"{number:05d}", read_rgba(ours[number]), reference, alpha)
+        reference = read_reference(path, background)
+        _require_background(path, reference, background)
+        alpha = None if reference.rgba is None else reference.rgba[..., 3]
+        yield FramePair(f"{number:05d}", read_rgba(ours[number]), reference.pixels, alpha)
 
 
-def read_reference(path: Path, background: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read a teacher's frame over a background, and its alpha where the file has one.
+class Reference(NamedTuple):
+    """A teacher's frame over a background."""
 
-    Raises:
-        UserError: The file is opaque and evidently on the other background.
-    """
-    colour = BACKGROUNDS[background]
+    pixels: np.ndarray  # uint8 [h, w, 3]
+    rgba: np.ndarray | None  # premultiplied floats [h, w, 4], where the file has alpha
+
+
+def read_reference(path: Path, background: str) -> Reference:
+    """Read a teacher's frame, composed over the background unless the file is opaque."""
     if path.suffix == ".npz":
         rgba = read_rgba(path)
-        return composite(rgba, colour), rgba[..., 3]
-    pixels = read_any_png(path)
-    if pixels.shape[2] == 4:
-        values = pixels.astype(np.float32) / 255
-        values[..., :3] *= values[..., 3:]
-        return composite(values, colour), values[..., 3]
+    else:
+        pixels = read_any_png(path)
+        if pixels.shape[2] == 3:
+            return Reference(pixels, None)
+        rgba = pixels.astype(np.float32) / 255
+        rgba[..., :3] *= rgba[..., 3:]
+    return Reference(composite(rgba, BACKGROUNDS[background]), rgba)
+
+
+def _require_background(path: Path, reference: Reference, background: str) -> None:
+    """Refuse an opaque frame whose four corners are the other background."""
+    if reference.rgba is not None:
+        return
     other = next(name for name in BACKGROUNDS if name != background)
-    corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]]
+    corners = reference.pixels[[0, 0, -1, -1], [0, -1, 0, -1]]
     if (corners == np.rint(np.array(BACKGROUNDS[other]) * 255)).all():
         raise UserError(
             f"{path} is on {other}, the evaluation on {background}",
             hint=f"evaluate with --background {other}, or give the teacher's render folder with"
             " rgba_npz",
         )
-    return pixels, None
 
 
 def _opaque(path: Path) -> np.ndarray:
@@ -288,9 +298,10 @@ def _below(files: dict[int, Path], frames: int | None) -> dict[int, Path]:
     return {n: path for n, path in files.items() if frames is None or n < frames}
 
 
-def _require_same_frames(
+def require_same_frames(
     ours: Mapping[int, Path], folder: Path, theirs: Mapping[int, Path], references: Path
 ) -> None:
+    """Refuse two sets of frames of which one lacks a number, and name what it lacks."""
     for here, there, place in ((ours, theirs, references), (theirs, ours, folder)):
         missing = sorted(here.keys() - there.keys())
         if missing:
