@@ -373,15 +373,6 @@ def test_generators_depend_on_seed_and_name_only(tmp_path):
         assert other.rng("init").random() != draws[0]
 
 
-def test_checkpoints_lie_in_the_directory_and_warn_through_the_run(finished):
-    (finished / "checkpoints" / "step_000050").mkdir(parents=True)
-    with opened(finished, resume=True) as run:
-        assert run.checkpoints is run.checkpoints
-        with pytest.raises(UserError, match="no intact checkpoint"):
-            run.checkpoints.load_newest()
-    assert any("step_000050" in warning for warning in facts(finished)["warnings"])
-
-
 def test_a_file_where_the_directory_should_be_is_an_error_with_a_hint(tmp_path):
     file = tmp_path / "file"
     file.write_text("kept", encoding="utf-8")
