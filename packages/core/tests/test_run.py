@@ -13,6 +13,7 @@ from loom.config import Config, read_yaml, resolve
 from loom.errors import GateMissed, UserError
 from loom.progress import read_status
 from loom.record import read_records
+from loom import run_directory
 from loom.run import Run
 
 
@@ -427,3 +428,15 @@ def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path):
     with pytest.raises(UserError, match=r"there is no run|no such file"):
         opened(tmp_path / "typo", resume=True, source=resolve(Settings))
     assert not (tmp_path / "typo").exists()
+
+
+def test_moving_a_run_aside_keeps_every_file_and_refuses_a_running_one(tmp_path):
+    old = tmp_path / "run"
+    old.mkdir()
+    (old / "metrics.jsonl").write_text("{}")
+    moved = run_directory.move_aside(old)
+    assert not old.exists()
+    assert moved.parent.parent == tmp_path / "archive"
+    assert (moved / "metrics.jsonl").read_text() == "{}"
+    with opened(old), pytest.raises(UserError, match="is running in it"):
+        run_directory.move_aside(old)

@@ -86,6 +86,7 @@ def render_views(
     *,
     start: int = 0,
     count: int | None = None,
+    chunk: int | None = None,
     store_rgba: bool = True,
     background: str = "white",
     progress: Callable[[int], None] = lambda _: None,
@@ -98,6 +99,7 @@ def render_views(
         folder: The render folder.
         start: First view.
         count: How many views; None for the rest.
+        chunk: Rays at a time; None for a whole view.
         store_rgba: Whether to keep `rgba_npz`, which evaluation on any background needs.
         background: Under the PNG files.
         progress: Called with the number of frames done.
@@ -106,7 +108,7 @@ def render_views(
     seconds = 0.0
     for number in range(start, end):
         began = time.perf_counter()
-        rgba, depth = render_image(student, cameras[number])
+        rgba, depth = render_image(student, cameras[number], chunk=chunk)
         seconds += time.perf_counter() - began
         write_frame(folder, number, rgba, depth=depth, background=background, store_rgba=store_rgba)
         progress(number - start + 1)
@@ -228,6 +230,12 @@ def read_results(folder: Path) -> dict[str, dict]:
     names = (STUDENT_TEACHER, STUDENT_TRUTH, TEACHER_TRUTH)
     paths = {name: result_path(folder, name) for name in names}
     return {name: read_json(path) for name, path in paths.items() if path.is_file()}
+
+
+def leave_pictures(student: Student, gaussians: Gaussians, cameras: Cameras, folder: Path) -> None:
+    """Leave what a stopped run showed, beside what it should have shown, for `diagnose`."""
+    render_views(student, cameras, folder / STOPPED / "student")
+    write_teacher_views(gaussians, cameras, folder / STOPPED / "teacher")
 
 
 def newest_renders(run: Path) -> Path | None:

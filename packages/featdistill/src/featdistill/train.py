@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from loom.errors import UserError
+from loom.errors import GateMissed, UserError
 from loom.evaluation.images import psnr_db
 from loom.gates import Baseline, Gate, Invariant
 from loom.loop import Every, FitResult, Losses, Prefetch, Term, TrainState, fit
+from loom.native import cores_for_kernels
 from loom.run import Run
 from loom.sampling import Shard
 from torch import Tensor
 
 from featdistill import losses
+from featdistill.assess import leave_pictures
 from featdistill.cameras import Cameras, orbit_poses
 from featdistill.config import FEATURE_DIM, PROGRESS_NAME, DataSection, PhaseConfig, TrainConfig
 from featdistill.data.nerf_synthetic import read_cameras
@@ -103,6 +105,8 @@ def with_extra_poses(cameras: Cameras, count: int, generator: torch.Generator) -
 def new_student(config: TrainConfig, teacher: Teacher, generator: torch.Generator) -> Student:
     """Place a student around the teacher, loosely: training prunes what it never shows."""
     box = field.bounding_box(teacher.gaussians)
+    if config.student.bbox is not None:
+        box = torch.tensor(config.student.bbox)
     shape = occupancy.voxel_shape(box, config.student.occupancy_resolution)
     blur = field.screen_blur(teacher.training.focal_px, teacher.typical_distance)
     filled = field.solid(teacher.gaussians, occupancy.voxel_centres(box, shape), blur=blur)
@@ -327,29 +331,43 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     evaluation = Evaluation(config, teacher)
     restarts = frozenset(_volume_ends(config.train.phases))
 
+    def before_step(step: int) -> None:
+        phase = config.train.phase_at(step)
+        if step == config.train.phase_start(phase):
+            run.info(f"Enter {phase.name} at step {step}: optimize={list(phase.optimize)}")
+
     def after_step(step: int) -> None:
         pruning.after_update(step + 1)
         if step + 1 in restarts:  # moments of another loss mislead the first steps of this one
             state.optimizer.state.clear()
 
-    result = fit(
-        run,
-        state,
-        steps=config.train.max_steps,
-        batch=Prefetch(supervision.batch),
-        loss=Distillation(config, pruning.max_weight),
-        lr=config.train.lr_at,
-        trainable=lambda step: config.train.phase_at(step).optimize,
-        evaluate=Every(config.evaluation.interval, evaluation),
-        gates=(blank_gate(config), *config.gates),
-        invariants=invariants(config),
-        after_step=after_step,
-        clip_norm=config.train.gradient_clip_norm,
-        log_interval=config.log_interval,
-        checkpoint_interval=config.checkpoint_interval,
-        metric_for_best="metric/psnr_db",
-        progress_name=PROGRESS_NAME,
-    )
+    try:
+        with cores_for_kernels():
+            result = fit(
+                run,
+                state,
+                steps=config.train.max_steps,
+                batch=Prefetch(supervision.batch),
+                loss=Distillation(config, pruning.max_weight),
+                lr=config.train.lr_at,
+                trainable=lambda step: config.train.phase_at(step).optimize,
+                evaluate=Every(config.evaluation.interval, evaluation),
+                gates=(blank_gate(config), *config.gates),
+                invariants=invariants(config),
+                before_step=before_step,
+                after_step=after_step,
+                clip_norm=config.train.gradient_clip_norm,
+                log_interval=config.log_interval,
+                checkpoint_interval=config.checkpoint_interval,
+                metric_for_best="metric/psnr_db",
+                progress_name=PROGRESS_NAME,
+            )
+    except GateMissed:
+        if run.is_main:
+            cameras = evaluation.frames.cameras
+            leave_pictures(state.ema_model, teacher.gaussians, cameras, run.dir)
+            run.info(f"[gate] `featdistill diagnose {run.dir}` looks at what it showed")
+        raise
     return state.ema_model, result
 
 
