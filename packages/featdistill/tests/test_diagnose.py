@@ -86,8 +86,8 @@ def orders(n: int) -> list[tuple[str, list[int]]]:
         ("by name (0, 1, 10, 2)", by_name),
         ("by name on the other side", [by_name.index(i) for i in range(n)]),
         ("reversed", list(range(n))[::-1]),
-        ("one early", [*range(1, n), 0]),
-        ("one late", [n - 1, *range(n - 1)]),
+        ("early by 1", [*range(1, n), 0]),
+        ("late by 3", [n - 3, n - 2, n - 1, *range(n - 3)]),
         ("shuffled", np.random.default_rng(4).permutation(n).tolist()),
     ]
 
