@@ -130,9 +130,9 @@ def test_resume_goes_on_and_forgets_what_came_after_the_checkpoint(finished):
     with opened(finished, resume=True) as run:
         assert run.resumed
         run.resume_at(50)
-        run.record(100, {"loss/total": -1.0})
+        run.record(75, {"loss/total": -1.0})
     rows = [(row["step"], row["loss/total"]) for row in read_records(finished)]
-    assert rows == [(0, 1.0), (50, 0.75), (100, -1.0)]
+    assert rows == [(0, 1.0), (50, 0.75), (75, -1.0)]
     assert facts(finished)["resumes"][0]["step"] == 50
 
 
@@ -373,6 +373,15 @@ def test_generators_depend_on_seed_and_name_only(tmp_path):
         assert other.rng("init").random() != draws[0]
 
 
+def test_checkpoints_lie_in_the_directory_and_warn_through_the_run(finished):
+    (finished / "checkpoints" / "step_000050").mkdir(parents=True)
+    with opened(finished, resume=True) as run:
+        assert run.checkpoints is run.checkpoints
+        with pytest.raises(UserError, match="no intact checkpoint"):
+            run.checkpoints.load_newest()
+    assert any("step_000050" in warning for warning in facts(finished)["warnings"])
+
+
 def test_a_file_where_the_directory_should_be_is_an_error_with_a_hint(tmp_path):
     file = tmp_path / "file"
     file.write_text("kept", encoding="utf-8")
@@ -389,10 +398,10 @@ def test_a_disk_that_fails_while_opening_gives_the_directory_free(tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "write_json", refuse)
-        with pytest.raises(UserError, match="no space"):
+        with pytest.raises(UserError, match="no space") as caught:
             opened(tmp_path)
     with opened(tmp_path):
-        pass
+        assert caught.value.__traceback__ is not None  # keeps what failed alive, and its lock
 
 
 def test_a_disk_that_fails_at_the_end_does_not_hide_the_error(tmp_path, monkeypatch):

@@ -18,10 +18,11 @@ from torch import nn
 
 from loom import distributed
 from loom.gates import Gate, Invariant
-from loom.guards import FiniteGuard, StopSignals, exit_code
+from loom.guards import FiniteGuard, require_finite
 from loom.ledger import Ledger, Metrics
 from loom.run import Run
 from loom.sampling import Prefetch, Shard
+from loom.signals import StopSignals, exit_code
 from loom.state import TrainState
 from loom.throughput import Throughput
 from loom.update import Losses, Measured, Precision, Term, Updater
@@ -114,8 +115,6 @@ def fit(
         SystemExit: After a signal, with a checkpoint at the step boundary.
     """
     if steps < 1 or log_interval < 1 or (checkpoint_interval or 1) < 1:
-        raise ValueError(f"{steps} steps, records every {log_interval}, {checkpoint_interval=}")
-    if steps < 1 or log_interval < 1 or (checkpoint_interval or 1) < 1:
         raise ValueError(f"steps {steps}, {log_interval=}, {checkpoint_interval=}: 1 or more each")
     with distributed.group(), StopSignals() as signals:
         clock = Throughput()
@@ -147,8 +146,8 @@ def fit(
             if before_step is not None:
                 before_step(step)
             measured, finite = updater.gradient(step)
-            reason = (stop(step + 1) if stop is not None else None) or ""
-            flag = signals.received or (_STOP_ASKED if reason else 0)
+            asked = stop(step + 1) if stop is not None else None
+            flag = signals.received or (_STOP_ASKED if asked else 0)
             flag = distributed.agree(flag if finite else _NOT_FINITE)
             if flag == _NOT_FINITE:
                 raise guard.error()
@@ -156,14 +155,18 @@ def fit(
             if after_step is not None:
                 after_step(step)
             if flag == _STOP_ASKED:
-                reason = reason or "asked by another process"
-            end = state.step == steps or flag == _STOP_ASKED
-            plan.after_update(measured, end=end, leave=bool(flag))
-            progress.update(state.step, plan.note)
-            if flag and not end:
+                reason = asked or "another process asked to stop"
+            elif flag and state.step < steps:
+                plan.after_update(measured, leave=True)
                 progress.close()
                 _leave(run, state.step, flag)
+            plan.after_update(measured, end=state.step == steps or bool(reason))
+            progress.update(state.step, plan.note)
+        if not ledger.ended:
+            plan.end()
         progress.close()
+        if late := distributed.agree(signals.received):
+            _leave(run, state.step, late)
         ledger.close()
         return FitResult(state.step, reason or "complete", ledger.metrics)
 
@@ -190,7 +193,7 @@ class _Plan:
             self.ledger.record(metrics)
             self.ledger.judge(metrics, end=False)
 
-    def after_update(self, measured: Measured, *, end: bool, leave: bool) -> None:
+    def after_update(self, measured: Measured, *, end: bool = False, leave: bool = False) -> None:
         """Do what is due; `leave` asks for a checkpoint because the process is about to stop."""
         step = self.state.step
         due = [gate for gate in self.gates if gate.due(step, end=end)]
@@ -209,9 +212,20 @@ class _Plan:
                 self.ledger.judge(metrics, end=end)
             regular = self.checkpoint_interval and step % self.checkpoint_interval == 0
             if regular or end or leave or self.ledger.improves(metrics):
-                if not self.guard.settle():
-                    raise self.guard.error()
-                self.ledger.save(metrics, final=end)
+                self._save(metrics, end=end)
+
+    def end(self) -> None:
+        """Close a run that was resumed at its last step, or beyond: no update is left to do."""
+        metrics = self._evaluated()
+        self.ledger.record(metrics)
+        self.ledger.judge(self.ledger.metrics, end=True)
+        self._save(metrics, end=True)
+
+    def _save(self, metrics: Metrics, *, end: bool) -> None:
+        if not self.guard.settle():
+            raise self.guard.error()
+        require_finite(self.state.model, self.state.step)
+        self.ledger.save(metrics, final=end)
 
     def _evaluated(self) -> Metrics:
         if self.evaluate is None:

@@ -26,6 +26,7 @@ _ENDS = {
     "stopped": "This run was stopped",
     "gate_missed": "This run missed a gate",
 }
+_LOGARITHMIC = ("loss", "loss_weighted")  # families that fall by powers of ten
 _LINES = 6  # series in one figure, more than that cannot be told apart
 
 T = TypeVar("T")
@@ -180,7 +181,7 @@ def _curves(report: Report, rows: list[Row]) -> None:
                 if key.startswith(_BASELINE) and _leaf(key) == _leaf(family) and value is not None
             }
             title = family.removeprefix(_METRIC)
-            figures.append(Curves(series, "step", title, levels, log=family.startswith("loss")))
+            figures.append(Curves(series, "step", title, levels, log=family in _LOGARITHMIC))
     if figures:
         report.heading("Curves").curves_grid(figures)
 

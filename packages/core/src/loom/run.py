@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from filelock import BaseFileLock
+
+    from loom.checkpoint import Checkpoints
 
 LOG_FILE = "log.txt"
 RUNS = Path("runs")
@@ -234,6 +237,13 @@ class Run(Generic[C]):
         if self.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    @cached_property
+    def checkpoints(self) -> "Checkpoints":
+        """The checkpoints of this run."""
+        from loom.checkpoint import Checkpoints
+
+        return Checkpoints(self.dir / "checkpoints", on_warning=self.warn)
 
     def use(self, name: str, source: Path | str) -> str:
         """Note what the run depends on and return its sha256.

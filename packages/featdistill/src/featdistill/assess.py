@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from loom.evaluation.images import PictureDistance
 from loom.files import read_json, write_json
 from loom.gates import Baseline, Gate, GateResult
 from loom.gates import evaluate as answer
-from torch import Tensor
 
 from featdistill.cameras import Cameras
 from featdistill.data.nerf_synthetic import Views
@@ -35,7 +35,7 @@ from featdistill.evaluate import Evaluation, FramePair, evaluate_frames
 from featdistill.gaussians import Gaussians
 from featdistill.models.student import Student, render_image
 from featdistill.summary import append_summary
-from featdistill.supervision import TeacherFrames, render_frames
+from featdistill.supervision import render_frames
 
 FrameSource = Callable[[int], np.ndarray]
 """Number of a frame to premultiplied floats [h, w, 4]."""
@@ -43,6 +43,11 @@ FrameSource = Callable[[int], np.ndarray]
 STUDENT_TEACHER = "student against teacher"
 STUDENT_TRUTH = "student against ground truth"
 TEACHER_TRUTH = "teacher against ground truth"
+
+STOPPED = "stopped"
+"""Folder of the pictures that a run leaves when a gate stops it."""
+
+COLUMNS = ("psnr_db", "foreground_psnr_db", "ssim", "ssim_valid", "lpips", "alpha_iou")
 
 GATES = (
     Gate("metric/psnr_db", ">=", 22.5, otherwise="below the notes' gate for 200 white frames"),
@@ -103,9 +108,7 @@ def render_views(
         began = time.perf_counter()
         rgba, depth = render_image(student, cameras[number])
         seconds += time.perf_counter() - began
-        write_frame(
-            folder, number, rgba, depth=depth, background=background, store_rgba=store_rgba
-        )
+        write_frame(folder, number, rgba, depth=depth, background=background, store_rgba=store_rgba)
         progress(number - start + 1)
     stats = measure_stats(end - start, cameras.width, cameras.height, seconds)
     write_stats(folder, stats)
@@ -142,34 +145,75 @@ def assess(
     say(f"[eval] rendering {len(cameras)} views of student and teacher")
     renders = folder / "renders" / f"step_{step:06d}"
     stats = render_views(student, cameras, renders, background=background)
+    write_teacher_views(gaussians, cameras, folder / "teacher", background)
+    ours, theirs = stored(renders), stored(folder / "teacher")
+    pairs = {STUDENT_TEACHER: (ours, theirs)}
+    if truth is not None:
+        exact = truth_frames(truth)
+        pairs |= {STUDENT_TRUTH: (ours, exact), TEACHER_TRUTH: (theirs, exact)}
+    extra = {"avg_fps": stats.avg_fps, "peak_memory_mib": stats.peak_memory_mib}
+    rows = {
+        name: _score(
+            name, folder, _pairs(len(cameras), *pair, background), background, lpips, sources, extra
+        )
+        for name, pair in pairs.items()
+    }
+    return Assessment(rows, stats)
+
+
+def assess_teacher(
+    gaussians: Gaussians,
+    truth: Views,
+    folder: Path,
+    *,
+    lpips: PictureDistance | None = None,
+    background: str = "white",
+    say: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """Render and score a teacher's views against the ground truth, as `assess` does."""
+    cameras = truth.cameras
+    say(f"[eval] rendering {len(cameras)} views of the teacher")
+    write_teacher_views(gaussians, cameras, folder / "teacher", background)
+    pairs = _pairs(len(cameras), stored(folder / "teacher"), truth_frames(truth), background)
+    return _score(TEACHER_TRUTH, folder, pairs, background, lpips, None, {})
+
+
+def write_teacher_views(
+    gaussians: Gaussians, cameras: Cameras, folder: Path, background: str = "white"
+) -> None:
+    """Render views of a teacher into a render folder."""
     frames = render_frames(gaussians, cameras)
     for number in range(len(cameras)):
-        write_frame(
-            folder / "teacher",
-            number,
-            _rgba(frames, number),
-            depth=frames.depth[number],
-            background=background,
-        )
-    ours = stored(renders)
-    pairs = {STUDENT_TEACHER: (ours, stored(folder / "teacher"))}
-    if truth is not None:
-        exact = truth.premultiplied().numpy().__getitem__
-        pairs |= {STUDENT_TRUTH: (ours, exact), TEACHER_TRUTH: (stored(folder / "teacher"), exact)}
-    rows = {}
-    for name, (shown, wanted) in pairs.items():
-        result = evaluate_frames(
-            _pairs(len(cameras), shown, wanted, background),
-            background=background,
-            lpips=lpips,
-            method=name,
-            sources=sources,
-            render_stats={"avg_fps": stats.avg_fps, "peak_memory_mib": stats.peak_memory_mib},
-        )
-        rows[name] = result
-        write_json(result_path(folder, name), result.to_json())
-        append_summary(folder / "evaluation" / "metrics_summary.csv", result.row())
-    return Assessment(rows, stats)
+        alpha = 1 - frames.transmittance[number]
+        rgba = torch.cat([frames.rgb[number], alpha[..., None]], dim=-1)
+        write_frame(folder, number, rgba, depth=frames.depth[number], background=background)
+
+
+def truth_frames(truth: Views) -> FrameSource:
+    """Return a source of the ground truth's frames."""
+    return lambda number: truth[number].premultiplied()[0].numpy()
+
+
+def _score(
+    name: str,
+    folder: Path,
+    pairs: Iterator[FramePair],
+    background: str,
+    lpips: PictureDistance | None,
+    sources: Mapping[str, str] | None,
+    render_stats: Mapping[str, Any],
+) -> Evaluation:
+    result = evaluate_frames(
+        pairs,
+        background=background,
+        lpips=lpips,
+        method=name,
+        sources=sources,
+        render_stats=render_stats,
+    )
+    write_json(result_path(folder, name), result.to_json())
+    append_summary(folder / "evaluation" / "metrics_summary.csv", result.row())
+    return result
 
 
 def result_path(folder: Path, name: str) -> Path:
@@ -186,9 +230,29 @@ def read_results(folder: Path) -> dict[str, dict]:
     return {name: read_json(path) for name, path in paths.items() if path.is_file()}
 
 
-def _rgba(frames: TeacherFrames, number: int) -> Tensor:
-    alpha = 1 - frames.transmittance[number]
-    return torch.cat([frames.rgb[number], alpha[..., None]], dim=-1)
+def newest_renders(run: Path) -> Path | None:
+    """Return the render folder of the run's latest step, if any."""
+    folders = sorted((run / "renders").glob("step_*"))
+    return folders[-1] if folders else None
+
+
+def stored_means(result: dict[str, Any]) -> dict[str, float | None]:
+    """Return the mean scores of a stored judgement as numbers."""
+    return {name: _number(value) for name, value in result["means"].items()}
+
+
+def score_rows(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Return the mean scores of each judgement, and those of an empty picture beside them."""
+    rows = {name: {c: stored_means(r).get(c) for c in COLUMNS} for name, r in results.items()}
+    for name, result in results.items():
+        blank = {c: _number(result["blank"].get(c)) for c in COLUMNS}
+        reference = name.partition(" against ")[2]
+        rows.setdefault(f"empty picture against {reference}", blank | {"alpha_iou": 0.0})
+    return rows
+
+
+def _number(value: float | str | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def stored(folder: Path) -> FrameSource:

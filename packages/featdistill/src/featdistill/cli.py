@@ -137,9 +137,9 @@ def gate(
     results: Annotated[Path, typer.Argument(help="Run directory, or JSON file of `eval`.")],
 ) -> None:
     """Hold scores against the gates; exit code 3 for a gate that is missed or not evaluated."""
-    from featdistill.verdict import gate_results_file
+    from featdistill.scoring import gate_code
 
-    raise typer.Exit(gate_results_file(results))
+    raise typer.Exit(gate_code(results))
 
 
 @app.command()
@@ -152,7 +152,7 @@ def diagnose(
     as_json: JsonOption = False,
 ) -> None:
     """Say what is wrong with a run's pictures: blank, flipped, wrong frames, scale, background."""
-    from featdistill.verdict import diagnose_run
+    from featdistill.scoring import diagnose_run
 
     typer.echo(diagnose_run(run, teacher_renders, background=background, as_json=as_json))
 
@@ -210,7 +210,7 @@ def scene_info(
     width: WidthOption = None,
 ) -> None:
     """Read a scene whole and say what is in it."""
-    from featdistill.verdict import describe_scene
+    from featdistill.scoring import describe_scene
 
     typer.echo(describe_scene(folder, width))
 
@@ -277,7 +277,7 @@ def teacher_info(
     teacher: Annotated[Path, typer.Argument(help="point_cloud.ply, or a teacher run.")],
 ) -> None:
     """Say what is in a 3DGS file."""
-    from featdistill.verdict import describe_teacher
+    from featdistill.teacher_run import describe_teacher
 
     typer.echo(describe_teacher(teacher))
 
@@ -292,7 +292,7 @@ def eval_compare(
     force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
 ) -> None:
     """Score a folder of PNG files against another, as they are."""
-    from featdistill.verdict import compare_folders
+    from featdistill.scoring import compare_folders
 
     typer.echo(
         compare_folders(
@@ -320,10 +320,10 @@ def eval_pipeline(
     force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
 ) -> None:
     """Compose a student's RGBA over a background, score it, and record the result."""
-    from featdistill.verdict import run_pipeline
+    from featdistill.scoring import score_renders
 
     typer.echo(
-        run_pipeline(
+        score_renders(
             render_dir,
             teacher_renders,
             background=background,

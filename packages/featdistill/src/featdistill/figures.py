@@ -6,18 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loom.gates import GateResult
 from loom.record import read_records
 from loom.report import Report
 from loom.report_run import run_report
 
-from featdistill.assess import STUDENT_TEACHER, gate_results, read_results
+from featdistill.assess import (
+    COLUMNS,
+    STOPPED,
+    STUDENT_TEACHER,
+    gate_results,
+    newest_renders,
+    read_results,
+    score_rows,
+    stored_means,
+)
 from featdistill.data.renders import find_pictures
 from featdistill.evaluate import read_reference
 
 SHOWN = 4
 ERROR_GAIN = 4
-COLUMNS = ("psnr_db", "foreground_psnr_db", "ssim", "ssim_valid", "lpips", "alpha_iou")
 
 
 def error_map(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -26,59 +33,39 @@ def error_map(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.minimum(difference, 255).astype(np.uint8)
 
 
-def score_rows(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Return the mean scores of each judgement, and those of an empty picture beside them."""
-    rows = {name: {c: _number(r["means"].get(c)) for c in COLUMNS} for name, r in results.items()}
-    for name, result in results.items():
-        reference = name.partition(" against ")[2]
-        rows.setdefault(f"empty picture against {reference}", _blank(result))
-    return rows
-
-
-def _blank(result: dict[str, Any]) -> dict[str, float | None]:
-    return {c: _number(result["blank"].get(c)) for c in COLUMNS} | {"alpha_iou": 0.0, "lpips": None}
-
-
-def _number(value: float | str | None) -> float | None:
-    return None if value is None else float(value)
-
-
-def gates_of(results: dict[str, dict[str, Any]]) -> list[GateResult]:
-    """Answer the gates from stored scores."""
-    means = results[STUDENT_TEACHER]["means"]
-    return gate_results({name: _number(value) for name, value in means.items()})
-
-
 def write_report(run: Path) -> Path:
     """Write `report.html` of a run: the core's part, the scores, pictures and the cost curve."""
     report = run_report(run)
     results = read_results(run)
     if results:
-        frames = len(results[STUDENT_TEACHER]["frames"])
+        frames = len(next(iter(results.values()))["frames"])
         report.heading(f"All {frames} evaluation views")
         rows = score_rows(results)
         empty = {name: row for name, row in rows.items() if name.startswith("empty")}
         full = {name: row for name, row in rows.items() if name not in empty}
         report.scores(full, empty, "means over frames of 8-bit pictures on white")
-        report.gates(gates_of(results))
-        _pictures(report, run)
+        if STUDENT_TEACHER in results:
+            report.gates(gate_results(stored_means(results[STUDENT_TEACHER])))
+    _pictures(report, run)
     _cost(report, run)
-    if results:
-        _frames(report, results[STUDENT_TEACHER]["frames"])
+    for name, result in list(results.items())[:1]:
+        _frames(report, name, result["frames"])
     return report.write(run / "report.html")
 
 
 def _pictures(report: Report, run: Path) -> None:
-    renders = sorted((run / "renders").glob("step_*"))
-    if not renders:
+    renders, references = newest_renders(run), run / "teacher"
+    if renders is None and (run / STOPPED).is_dir():
+        renders, references = run / STOPPED / "student", run / STOPPED / "teacher"
+    if renders is None:
         return
-    ours, theirs = find_pictures(renders[-1]), find_pictures(run / "teacher")
+    ours, theirs = find_pictures(renders), find_pictures(references)
     numbers = [n for n in theirs if n in ours]
     chosen = numbers[:: max(1, len(numbers) // SHOWN)][:SHOWN]
     row = []
     for number in chosen:
-        student, _ = read_reference(ours[number], "white")
-        teacher, _ = read_reference(theirs[number], "white")
+        student = read_reference(ours[number], "white").pixels
+        teacher = read_reference(theirs[number], "white").pixels
         row += [
             (f"view {number}: teacher", teacher),
             ("student", student),
@@ -102,7 +89,7 @@ def _cost(report: Report, run: Path) -> None:
     )
 
 
-def _frames(report: Report, frames: list[dict[str, Any]]) -> None:
-    report.heading("Each view, student against teacher").table(
-        ("view", *COLUMNS), [(f["name"], *(_number(f.get(c)) for c in COLUMNS)) for f in frames]
+def _frames(report: Report, name: str, frames: list[dict[str, Any]]) -> None:
+    report.heading(f"Each view, {name}").table(
+        ("view", *COLUMNS), [(f["name"], *(f.get(c) for c in COLUMNS)) for f in frames]
     )

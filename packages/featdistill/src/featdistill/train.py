@@ -1,13 +1,14 @@
 """Distil the teacher into the student: phases, loss and the checks that a run cannot lie about.
 
-    L = color + depth + opacity + feature_l2 + feature_cos          (image phases, per ray)
-    L = (alpha - alpha_T)^2 + alpha_T |rgb - rgb_T|^2 / 3           (volume phases, per point)
+L = color + depth + opacity + feature_l2 + feature_cos          (image phases, per ray)
+L = (alpha - alpha_T)^2 + alpha_T |rgb - rgb_T|^2 / 3           (volume phases, per point)
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,9 +22,9 @@ from torch import Tensor
 
 from featdistill import losses
 from featdistill.cameras import Cameras, orbit_poses
-from featdistill.config import FEATURE_DIM, PROGRESS_NAME, PhaseConfig, TrainConfig
+from featdistill.config import FEATURE_DIM, PROGRESS_NAME, DataSection, PhaseConfig, TrainConfig
 from featdistill.data.nerf_synthetic import read_cameras
-from featdistill.data.ply import read_ply
+from featdistill.data.ply import ply_of, read_ply
 from featdistill.features import FeatureScaling
 from featdistill.gaussians import Gaussians
 from featdistill.models import field, occupancy
@@ -61,21 +62,27 @@ def read_teacher(config: TrainConfig, run: Run) -> Teacher:
             hint="give data.scene=FOLDER data.teacher=point_cloud.ply, or neither for the "
             "embedded brick model",
         )
-    ply = data.teacher / "point_cloud.ply" if data.teacher.is_dir() else data.teacher
+    ply = ply_of(data.teacher)
     gaussians = read_ply(ply)
     run.use("teacher", ply)
     cameras = {}
-    for use, explicit, split in (
-        ("training", data.camera_json, "train"),
-        ("evaluation", data.eval_camera_json, "test"),
-    ):
-        path = explicit or (data.scene or ply.parent) / f"transforms_{split}.json"
-        run.use(f"{use}_cameras", path)
-        cameras[use] = read_cameras(path, width=data.width)
+    for split in ("train", "test"):
+        path = camera_file(data, split)
+        run.use(f"{split}_cameras", path)
+        cameras[split] = read_cameras(path, width=data.width)
     run.info(f"loaded gaussian teacher features with dimension {FEATURE_DIM}")
     centre = field.bounding_box(gaussians).mean(dim=0)
-    distance = (cameras["training"].centres - centre).norm(dim=1).mean().item()
-    return Teacher(gaussians, cameras["training"], cameras["evaluation"], distance)
+    distance = (cameras["train"].centres - centre).norm(dim=1).mean().item()
+    return Teacher(gaussians, cameras["train"], cameras["test"], distance)
+
+
+def camera_file(data: DataSection, split: str) -> Path:
+    """Return the camera file of the training ("train") or evaluation ("test") views."""
+    explicit = data.camera_json if split == "train" else data.eval_camera_json
+    if explicit is not None:
+        return explicit
+    folder = data.scene or (data.camera_json.parent if data.camera_json else Path())
+    return folder / f"transforms_{split}.json"
 
 
 def with_extra_poses(cameras: Cameras, count: int, generator: torch.Generator) -> Cameras:
@@ -172,9 +179,7 @@ class Distillation:
     def _volume(self, student: Student, batch: PointBatch) -> Losses:
         raw, inside = query(student, batch.points, batch.directions)
         out = torch.sigmoid(raw)
-        alpha, color = losses.volume_losses(
-            out[:, 3] * inside, out[:, :3], batch.alpha, batch.rgb
-        )
+        alpha, color = losses.volume_losses(out[:, 3] * inside, out[:, :3], batch.alpha, batch.rgb)
         return Losses({"volume_alpha": Term(alpha, 1.0), "volume_color": Term(color, 1.0)})
 
     def _image(self, student: Student, batch: RayBatch, step: int) -> Losses:
