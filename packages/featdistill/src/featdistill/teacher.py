@@ -11,6 +11,7 @@ seed and the step, so a resumed fit repeats an uninterrupted one bit for bit.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,11 +29,15 @@ from featdistill.gaussians import SH_COEFFICIENTS, Gaussians
 from featdistill.models.gaussian_model import GaussianModel
 from featdistill.models.raster import render
 from featdistill.models.relocation import relocate
+from featdistill.models.spherical_harmonics import sh_from_color
 from featdistill.models.visual_hull import visual_hull
 from featdistill.structural_similarity import structural_similarity
 from featdistill.teacher_config import StartConfig, TeacherConfig
 
+ADAM_BETAS = (0.9, 0.99)  # the second moment forgets in about an epoch of 100 views
 ADAM_EPSILON = 1e-15  # gradients of a mean over pixels are small; 3DGS uses the same
+SOLID_LOGIT = 2.2  # opacity 0.9, for finding out which gaussians stand in front
+SEEN_WEIGHT = 1e-3  # in pixels, over all views
 
 
 class Target(NamedTuple):
@@ -52,7 +57,9 @@ def fit_teacher(config: TeacherConfig, run: Run) -> tuple[Gaussians, FitResult]:
     """
     train, test = read_scene(config, run)
     model = GaussianModel(start_gaussians(config, train, run.rng("start")))
-    optimizer = torch.optim.Adam(model.groups(), lr=0.0, eps=ADAM_EPSILON, fused=True)
+    optimizer = torch.optim.Adam(
+        model.groups(), lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
+    )
     state = TrainState(model, optimizer)
     run.info(f"{config.gaussians} gaussians, {len(train)} training views")
     result = fit(
@@ -88,17 +95,36 @@ def read_scene(config: TeacherConfig, run: Run) -> tuple[Views, Views]:
 
 
 def start_gaussians(config: TeacherConfig, views: Views, rng: np.random.Generator) -> Gaussians:
-    """Spread grey gaussians over the surface, and partly the inside, of the visual hull."""
+    """Spread gaussians over the surface, and partly the inside, of the visual hull; colour them."""
     start, n = config.start, config.gaussians
     means, spacing = _hull_points(start, views, n, rng)
-    opacity = torch.full((n,), start.opacity)
-    return Gaussians(
+    grey = Gaussians(
         means=means,
         log_scales=torch.log(start.scale * spacing)[:, None].repeat(1, 3),
         rotations=torch.tensor([[1.0, 0.0, 0.0, 0.0]]).repeat(n, 1),
-        opacity_logits=torch.logit(opacity),
+        opacity_logits=torch.logit(torch.full((n,), start.opacity)),
         sh=torch.zeros(n, SH_COEFFICIENTS, 3),
     )
+    sh = grey.sh.clone()
+    sh[:, 0] = sh_from_color(seen_colors(grey, views))
+    return replace(grey, sh=sh)
+
+
+def seen_colors(gaussians: Gaussians, views: Views) -> Tensor:
+    """Return the mean colour [n, 3] of the pixels that show each gaussian, grey for none.
+
+    The derivative of a blended channel by a gaussian's value is its weight in that pixel, so the
+    gradient of sum(channel x image) adds up the image, weighted, over the pixels of the gaussian.
+    """
+    solid = replace(gaussians, opacity_logits=torch.full((len(gaussians),), SOLID_LOGIT))
+    images = views.premultiplied()
+    total = torch.zeros(len(gaussians), 4)
+    for index, image in enumerate(images):
+        channels = torch.zeros(len(gaussians), 4, requires_grad=True)
+        shown = render(solid, views.cameras[index], channels=channels).channels
+        total += torch.autograd.grad((shown * image).sum(), channels)[0]
+    weight = total[:, 3:]
+    return torch.where(weight > SEEN_WEIGHT, total[:, :3] / weight.clamp_min(SEEN_WEIGHT), 0.5)
 
 
 def _hull_points(

@@ -29,19 +29,19 @@ class StartConfig(Config):
     interior: Fraction = Field(
         0.0, description="share of the gaussians inside the hull, for what it cannot carve"
     )
-    opacity: Fraction = 0.3
+    opacity: Fraction = 0.5
     scale: Positive = Field(0.6, description="standard deviation in units of the spacing")
 
 
 class LearningRates(Config):
     """Adam's learning rate per kind of parameter, at the first step."""
 
-    means: Positive = 1e-3
-    log_scales: Positive = 1e-2
-    rotations: Positive = 2e-3
-    opacity_logits: Positive = 5e-2
-    sh_constant: Positive = 1e-2
-    sh_rest: Positive = 5e-4
+    means: Positive = 6e-3
+    log_scales: Positive = 6e-2
+    rotations: Positive = 1.2e-2
+    opacity_logits: Positive = 0.3
+    sh_constant: Positive = 0.15
+    sh_rest: Positive = 7.5e-3
     final: Fraction = Field(0.03, description="rate at the last step as a share of the first")
 
 

@@ -25,7 +25,8 @@ def visual_hull(cameras: Cameras, silhouettes: Tensor, resolution: int) -> Hull:
 
     Args:
         cameras: Views from around the object.
-        silhouettes: [n, h, w] bool; what a view does not see, it does not carve.
+        silhouettes: [n, h, w] bool. A view does not carve what lies beside its image; what most
+            views do not see does not belong to the hull.
         resolution: Voxels along the longest edge of the hull's box.
     """
     center, half = _seen_cube(cameras)
@@ -59,13 +60,16 @@ def _carve(
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     flat = points.reshape(-1, 3)
     left = torch.arange(len(flat))
+    views_that_see = torch.zeros(len(flat), dtype=torch.long)
     size = torch.tensor([cameras.width, cameras.height])
     for view, silhouette in enumerate(silhouettes):
         pixels, depth = cameras.project(torch.full((len(left),), view), flat[left])
         pixel = pixels.round().long()
         seen = (depth > 0) & ((pixel >= 0) & (pixel < size)).all(dim=1)
         x, y = torch.minimum(pixel.clamp_min(0), size - 1).unbind(1)
+        views_that_see[left] += seen
         left = left[silhouette[y, x] | ~seen]
+    left = left[2 * views_that_see[left] > len(silhouettes)]
     inside = torch.zeros(len(flat), dtype=torch.bool)
     inside[left] = True
     return inside.reshape(counts), points
