@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from loom import provenance
+from loom import provenance, run_directory
 from loom import run as run_module
 from loom.config import Config, read_yaml, resolve
 from loom.errors import GateMissed, UserError
 from loom.progress import read_status
 from loom.record import read_records
-from loom import run_directory
 from loom.run import Run
 
 

@@ -244,12 +244,12 @@ def newest_renders(run: Path) -> Path | None:
     return folders[-1] if folders else None
 
 
-def stored_means(result: dict[str, Any]) -> dict[str, float | None]:
+def stored_means(result: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the mean scores of a stored judgement as numbers."""
     return {name: _number(value) for name, value in result["means"].items()}
 
 
-def score_rows(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+def score_rows(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
     """Return the mean scores of each judgement, and those of an empty picture beside them."""
     rows = {name: {c: stored_means(r).get(c) for c in COLUMNS} for name, r in results.items()}
     for name, result in results.items():

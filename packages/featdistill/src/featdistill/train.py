@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +42,6 @@ from featdistill.supervision import (
     render_frames,
 )
 
-CELL_ADAM = {"betas": (0.9, 0.99), "eps": 1e-12}
 MASK_COLLAPSE = 0.05
 MASK_COLLAPSE_RECORDS = 3
 
@@ -295,7 +295,11 @@ class Evaluation:
             rgba, _ = render_image(student, self.frames.cameras[index])
             scores.append(psnr_db(on_white(rgba).numpy(), wanted))
         mean = sum(scores) / len(scores)
-        return {"metric/psnr_db": mean, "baseline/blank/psnr_db": self.blank_db}
+        return {
+            "metric/psnr_db": mean,
+            "baseline/blank/psnr_db": self.blank_db,
+            "perf/cpu_s": time.process_time(),
+        }
 
 
 def on_white(rgba: Tensor) -> Tensor:
@@ -309,9 +313,14 @@ def new_optimizer(student: Student) -> CellAdam:
     return CellAdam(
         [
             {"name": "student", "params": [student.weights, student.head]},
-            {"name": "projector", "params": list(student.projector.parameters())},
+            {
+                "name": "projector",
+                "params": list(student.projector.parameters()),
+                "per_cell": False,
+            },
         ],
-        **CELL_ADAM,
+        betas=(0.9, 0.99),
+        eps=1e-12,
     )
 
 
