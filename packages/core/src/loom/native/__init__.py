@@ -15,13 +15,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loom.errors import UserError
-from loom.native.build import INCLUDE_DIR, Recipe, build
+from loom.native.build import INCLUDE_DIR, Recipe, build_library
+from loom.native.cuda import architectures, find_cuda, nvcc_command
 from loom.native.toolchain import (
     LEVELS,
     Unavailable,
@@ -38,10 +40,12 @@ __all__ = [
     "Library",
     "Unavailable",
     "choose",
+    "cores_for_kernels",
     "include_dir",
     "library",
     "on_notice",
     "pointer",
+    "stream",
     "threads",
 ]
 
@@ -50,6 +54,7 @@ CXX_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-err
 _logger = logging.getLogger("loom.native")
 _said: set[str] = set()
 _listener: Callable[[str], None] | None = None
+_kernel_threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,13 @@ class Library:
 
     name: str
     path: Path
-    isa: str
+    isa: str  # avx512, avx2, portable; cuda for the GPU part
     _handle: ctypes.CDLL = field(repr=False, compare=False)
+    _cuda_sources: tuple[Path, ...] = field(default=(), repr=False)
 
-    def function(self, name: str, argtypes: Sequence[Any], restype: Any = None) -> Callable:
+    def function(
+        self, name: str, argtypes: Sequence[Any], restype: Any = None
+    ) -> Callable[..., Any]:
         """Return the C function `name` with its argument and result types set.
 
         Raises:
@@ -75,6 +83,18 @@ class Library:
         function.restype = restype
         return function
 
+    @property
+    def has_cuda(self) -> bool:
+        """Whether there are CUDA sources, built or not."""
+        return bool(self._cuda_sources)
+
+    @property
+    def cuda(self) -> Library | Unavailable:
+        """The library of the CUDA sources, compiled when it is first asked for."""
+        if not self.has_cuda:
+            return Unavailable(f"{self.name} has no CUDA kernel")
+        return _open_cuda(self.name, self._cuda_sources, architectures(), cache_dir())
+
 
 def include_dir() -> Path:
     """Return the folder that makes `#include <loom/simd.h>` work."""
@@ -82,7 +102,7 @@ def include_dir() -> Path:
 
 
 def library(
-    name: str, *, sources: Sequence[Path], flags: Sequence[str] = ()
+    name: str, *, sources: Sequence[Path], cuda: Sequence[Path] = (), flags: Sequence[str] = ()
 ) -> Library | Unavailable:
     """Compile `sources` for this processor, or take them from the cache, and load the result.
 
@@ -91,34 +111,56 @@ def library(
     Args:
         name: Names the library in messages and in the cache.
         sources: C++ files.
-        flags: Added to the compiler flags.
+        cuda: `.cu` files with `extern "C"` launchers that take a stream; see `Library.cuda`.
+        flags: Added to the C++ compiler flags.
     """
-    return _open(name, tuple(sources), tuple(flags), chosen_level(), cache_dir())
+    level = chosen_level()
+    return _open(name, tuple(sources), tuple(cuda), tuple(flags), level, cache_dir())
 
 
 @functools.lru_cache(maxsize=256)
 def _open(
-    name: str, sources: tuple[Path, ...], flags: tuple[str, ...], isa: str, cache: Path
+    name: str,
+    sources: tuple[Path, ...],
+    cuda: tuple[Path, ...],
+    flags: tuple[str, ...],
+    isa: str,
+    cache: Path,
 ) -> Library | Unavailable:
     compiler = find_compiler()
     if isinstance(compiler, Unavailable):
         return compiler
-    command = (
-        str(compiler.path),
-        *CXX_FLAGS,
-        *LEVELS[isa].compiler_flags,
-        f"-I{INCLUDE_DIR}",
-        *flags,
-    )
+    include = f"-I{INCLUDE_DIR}"
+    command = (str(compiler.path), *CXX_FLAGS, *LEVELS[isa].compiler_flags, include, *flags)
     recipe = Recipe(name, isa, sources, command, f"{compiler.version} {compiler.target}")
-    built = build(recipe, cache, cpu_levels())
+    return _load(recipe, cache, cpu_levels(), cuda)
+
+
+@functools.lru_cache(maxsize=256)
+def _open_cuda(
+    name: str, sources: tuple[Path, ...], archs: tuple[str, ...], cache: Path
+) -> Library | Unavailable:
+    compiler, toolkit = find_compiler(), find_cuda()
+    if isinstance(compiler, Unavailable):
+        return compiler
+    if isinstance(toolkit, Unavailable):
+        return toolkit
+    command = (*nvcc_command(toolkit, compiler.path, archs), f"-I{INCLUDE_DIR}")
+    recipe = Recipe(name, "cuda", sources, command, f"nvcc {toolkit.version}, {compiler.version}")
+    return _load(recipe, cache, ("cuda",), ())
+
+
+def _load(
+    recipe: Recipe, cache: Path, levels: tuple[str, ...], cuda: tuple[Path, ...]
+) -> Library | Unavailable:
+    built = build_library(recipe, cache, levels)
     if isinstance(built, Unavailable):
         return built
     try:
         handle = ctypes.CDLL(str(built.path))
     except OSError as error:
         return Unavailable(f"{built.path} cannot be loaded: {error}")
-    return Library(name, built.path, built.isa, handle)
+    return Library(recipe.name, built.path, built.isa, handle, cuda)
 
 
 def pointer(
@@ -141,10 +183,38 @@ def pointer(
 
 
 def threads() -> int:
-    """Return how many threads a kernel should use: as many as torch does."""
+    """Return how many threads a kernel should use: as many as torch does, or did."""
     import torch
 
-    return torch.get_num_threads()
+    return _kernel_threads or torch.get_num_threads()
+
+
+@contextmanager
+def cores_for_kernels() -> Generator[None]:
+    """Leave the cores to kernels in the block; torch itself works in one thread.
+
+    Between two kernels torch has small tensors only. Its pool cannot speed those up, but its idle
+    threads spin, which costs the kernels a core and the user CPU time.
+    """
+    import torch
+
+    global _kernel_threads
+    before = _kernel_threads
+    width = torch.get_num_threads()
+    _kernel_threads = threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _kernel_threads = before
+        torch.set_num_threads(width)
+
+
+def stream(device: torch.device) -> ctypes.c_void_p:
+    """Return torch's current CUDA stream on `device`, for a launcher's last argument."""
+    import torch
+
+    return ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
 
 
 def choose(impl: str, library: Library | Unavailable, device: torch.device | str) -> str:
@@ -160,16 +230,22 @@ def choose(impl: str, library: Library | Unavailable, device: torch.device | str
         raise UserError(f"impl={impl} is not one of auto, torch, cpu, cuda")
     if impl == "torch":
         return "torch"
-    kind = device if isinstance(device, str) else device.type
-    kind = kind.partition(":")[0]
-    if isinstance(library, Library) and kind == "cpu" and impl in ("auto", "cpu"):
-        _say(f"{library.name}: cpu kernel, {library.isa}")
-        return "cpu"
-    reason = library.reason if isinstance(library, Unavailable) else f"no kernel for {kind}"
+    kind = (device if isinstance(device, str) else device.type).partition(":")[0]
+    found = _for_device(library, kind)
+    if isinstance(found, Library) and impl in ("auto", kind):
+        _say(f"{found.name}: {kind} kernel ({found.isa})")
+        return kind
+    reason = found.reason if isinstance(found, Unavailable) else f"the tensors are on {kind}"
     if impl != "auto":
-        raise UserError(f"impl={impl} is not available on {kind}: {reason}", hint="use impl=auto")
-    _say(f"the torch twin is used, which is slower: {reason}", logging.WARNING)
+        raise UserError(f"impl={impl} is not available: {reason}", hint="use impl=auto")
+    _say(f"a torch twin runs in place of the {kind} kernel: {reason}", logging.WARNING)
     return "torch"
+
+
+def _for_device(library: Library | Unavailable, kind: str) -> Library | Unavailable:
+    if isinstance(library, Unavailable) or kind == "cpu":
+        return library
+    return library.cuda if kind == "cuda" else Unavailable(f"no kernels exist for {kind}")
 
 
 def on_notice(listener: Callable[[str], None] | None) -> Callable[[str], None] | None:

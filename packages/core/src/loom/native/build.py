@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from loom.native.toolchain import Unavailable
 INCLUDE_DIR = Path(__file__).parent / "include"
 LOCK_TIMEOUT_S = 600
 COMPILE_TIMEOUT_S = 600
-LOG_TAIL_LINES = 30
+SHOWN_LINES = 30  # of the log, from the first error on
+_logger = logging.getLogger("loom.native")
 INCLUDE_LINE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
 
 
@@ -44,7 +46,9 @@ class Recipe:
     def key(self) -> str:
         """Hash what the library depends on: sources, headers, flags, compiler and level."""
         digest = hashlib.sha256()
-        described = [self.name, self.isa, list(self.command), self.compiler]
+        # Folders are left out: what they hold is hashed, and two checkouts share their libraries.
+        flags = [part for part in self.command[1:] if not part.startswith("-I")]
+        described = [self.name, self.isa, flags, self.compiler]
         digest.update(json.dumps(described).encode())
         for path in [*self.sources, *self.headers()]:
             content = path.read_bytes()
@@ -78,10 +82,11 @@ class Artefact:
     name: str
     isa: str
     key: str
+    sha256: str
     compiler: str
 
 
-def build(recipe: Recipe, cache: Path, levels: Iterable[str]) -> Artefact | Unavailable:
+def build_library(recipe: Recipe, cache: Path, levels: Collection[str]) -> Artefact | Unavailable:
     """Return the library of `recipe` from `cache`, compiling it where it is absent or damaged.
 
     Args:
@@ -89,96 +94,109 @@ def build(recipe: Recipe, cache: Path, levels: Iterable[str]) -> Artefact | Unav
         cache: Folder of the built libraries.
         levels: The levels that may be loaded here; a library of another one is refused.
     """
-    if recipe.isa not in (levels := tuple(levels)):
-        return Unavailable(f"{recipe.name} is for {recipe.isa}, which this machine has not")
     missing = [str(path) for path in recipe.sources if not path.is_file()]
     if missing:
         return Unavailable(f"native source not found: {', '.join(missing)}")
     key = recipe.key()
     target = cache / f"{recipe.name}-{recipe.isa}-{key}"
-    if not inspect(target, recipe.isa, key, levels):
-        return read_artefact(target)
+    found = check(target, recipe.isa, key, levels)
+    if isinstance(found, Artefact):
+        return found
     lock = cache / f"{target.name}.lock"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(lock, timeout=LOCK_TIMEOUT_S):
-            if not inspect(target, recipe.isa, key, levels):
-                return read_artefact(target)  # another process built it meanwhile
-            return _compile(recipe, key, target)
+            found = check(target, recipe.isa, key, levels)
+            if isinstance(found, Artefact):  # another process built it meanwhile
+                return found
+            if target.exists():
+                _logger.warning("building %s again: %s", target, found.reason)
+            problem = _compile(recipe, key, target)
+        return Unavailable(problem) if problem else check(target, recipe.isa, key, levels)
     except Timeout:
         return Unavailable(
             f"another process has been building {recipe.name} for {LOCK_TIMEOUT_S} s "
             f"and holds {lock}; end it, or set LOOM_CACHE to another folder"
         )
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: no locks on this disk
         return Unavailable(
             f"cannot build in {cache}: {error}; set LOOM_CACHE to a writable folder with space"
         )
 
 
-def inspect(directory: Path, isa: str, key: str, levels: Sequence[str]) -> str:
-    """Say why the library in `directory` may not be loaded, or "" when it may.
+def check(directory: Path, isa: str, key: str, levels: Collection[str]) -> Artefact | Unavailable:
+    """Return the library in `directory`, or why it may not be loaded.
 
-    The manifest must be there and name this key and this level, the level must be one of `levels`,
-    and the library must have the recorded sha256.
+    Its manifest must name this key and this level, the level must be one of `levels`, and the file
+    must have the recorded sha256.
     """
     try:
-        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-        digest = hashlib.sha256((directory / "lib.so").read_bytes()).hexdigest()
+        artefact = read_manifest(directory)
+        digest = hashlib.sha256(artefact.path.read_bytes()).hexdigest()
     except FileNotFoundError:
-        return "not built"
+        return Unavailable("not built")
     except (OSError, ValueError) as error:
-        return f"unreadable: {error}"
-    if not isinstance(manifest, dict) or manifest.get("key") != key:
-        return "its manifest belongs to another build"
-    if manifest.get("isa") != isa or isa not in levels:
-        return f"it was built for {manifest.get('isa')}"
-    if manifest.get("sha256") != digest:
-        return "its content does not match the manifest (damaged)"
-    return ""
+        return Unavailable(f"unreadable: {error}")
+    if artefact.key != key:
+        return Unavailable("its manifest belongs to another build")
+    if artefact.isa != isa or isa not in levels:
+        return Unavailable(f"it is for {artefact.isa}, this processor takes {', '.join(levels)}")
+    if artefact.sha256 != digest:
+        return Unavailable("damaged: its content does not match the manifest")
+    return artefact
 
 
-def read_artefact(directory: Path) -> Artefact:
-    """Read the manifest of a library that `inspect` accepted."""
-    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-    return Artefact(
-        path=directory / "lib.so",
-        name=manifest["name"],
-        isa=manifest["isa"],
-        key=manifest["key"],
-        compiler=manifest["compiler"],
-    )
+def read_manifest(directory: Path) -> Artefact:
+    """Read the manifest of the library in `directory`.
+
+    Raises:
+        ValueError: It is not a manifest.
+    """
+    path = directory / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    names = ("name", "isa", "key", "sha256", "compiler")
+    if not isinstance(manifest, dict) or not all(name in manifest for name in names):
+        raise ValueError(f"{path} is not the manifest of a native library")
+    return Artefact(directory / "lib.so", *(str(manifest[name]) for name in names))
 
 
-def _compile(recipe: Recipe, key: str, target: Path) -> Artefact | Unavailable:
-    """Compile under the lock: temporary directory, manifest last, rename into place."""
+def artefacts(cache: Path) -> tuple[Artefact, ...]:
+    """List the libraries in `cache`, whether or not they fit this machine."""
+    found = []
+    for path in sorted(cache.glob("*/manifest.json")):
+        try:
+            found.append(read_manifest(path.parent))
+        except (OSError, ValueError) as error:
+            _logger.warning("%s is not readable: %s", path, error)
+    return tuple(found)
+
+
+def _compile(recipe: Recipe, key: str, target: Path) -> str:
+    """Compile under the lock: temporary folder, manifest last, rename. Return "" or the problem."""
     prefix = f".{target.name}."
-    for left_over in target.parent.glob(f"{prefix}*"):  # we hold the lock: their builders are dead
-        shutil.rmtree(left_over, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    failed_log = target.with_name(f"{target.name}.failed.log")
     try:
         problem = _run_compiler(recipe, work)
         if problem:
-            failed_log = target.with_name(f"{target.name}.failed.log")
             (work / "build.log").replace(failed_log)
-            return Unavailable(f"{problem}\nfull log: {failed_log}")
-        digest = hashlib.sha256((work / "lib.so").read_bytes()).hexdigest()
+            return f"{problem}\nfull log: {failed_log}"
         manifest = {
             "name": recipe.name,
             "isa": recipe.isa,
             "key": key,
-            "sha256": digest,
+            "sha256": hashlib.sha256((work / "lib.so").read_bytes()).hexdigest(),
             "compiler": recipe.compiler,
             "sources": [path.name for path in recipe.sources],
         }
         text = json.dumps(manifest, indent=1) + "\n"
         (work / "manifest.json").write_text(text, encoding="utf-8")
-        if target.exists():  # a damaged one; moved aside first, since a process may have it mapped
-            target.rename(work.with_name(f"{work.name}.damaged"))
+        if target.exists():  # moved aside, not overwritten: a process may have it mapped
+            target.rename(work.with_name(f"{work.name}.old"))
         work.rename(target)
-        target.with_name(f"{target.name}.failed.log").unlink(missing_ok=True)
-        return read_artefact(target)
-    finally:
+        failed_log.unlink(missing_ok=True)
+        return ""
+    finally:  # what killed builds left goes too: we hold the lock, so their makers are dead
         for left_over in target.parent.glob(f"{prefix}*"):
             shutil.rmtree(left_over, ignore_errors=True)
 
@@ -205,5 +223,6 @@ def _run_compiler(recipe: Recipe, work: Path) -> str:
     if code == 0 and (work / "lib.so").is_file():
         return ""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
-    tail = "\n".join(lines[:LOG_TAIL_LINES])
-    return f"compiling {recipe.name} for {recipe.isa} failed with status {code}:\n{tail}"
+    first = next((i for i, line in enumerate(lines) if "error" in line.lower()), 0)
+    shown = "\n".join(lines[first : first + SHOWN_LINES])
+    return f"compiling {recipe.name} for {recipe.isa} failed with status {code}:\n{shown}"

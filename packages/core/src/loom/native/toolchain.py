@@ -101,24 +101,36 @@ def find_compiler() -> Compiler | Unavailable:
         path = shutil.which(name) if name else None
         if path is None:
             continue
-        version = first_line_of([path, "--version"])
-        if version:
-            target = first_line_of([path, "-dumpmachine"])
-            return Compiler(Path(path), version, target)
+        compiler = _ask_compiler(path)
+        if compiler is not None:
+            return compiler
     tried = f"$CXX={named}, g++, clang++" if named else "$CXX, g++, clang++"
     return Unavailable(f"no C++ compiler found (tried {tried}); install g++ or clang++")
 
 
-def first_line_of(command: list[str]) -> str:
-    """Return the first line that `command` prints, or "" when it fails to run."""
+@functools.cache
+def _ask_compiler(path: str) -> Compiler | None:
+    version = probe([path, "--version"]).partition("\n")[0].strip()
+    target = probe([path, "-dumpmachine"]).strip()
+    return Compiler(Path(path), version, target) if version else None
+
+
+def probe(command: list[str]) -> str:
+    """Return all that `command` prints, or "" when it cannot run or fails."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=PROBE_TIMEOUT_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    lines = done.stdout.splitlines()
-    return lines[0].strip() if done.returncode == 0 and lines else ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 def cache_dir() -> Path:

@@ -1,1 +1,1 @@
-"""Models: gaussians, rasteriser, student."""
+"""What can be rendered: the gaussian teacher and the KiloNeRF student."""

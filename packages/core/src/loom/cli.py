@@ -1,0 +1,396 @@
+"""What every command line has in common, and the `loom` command itself.
+
+A thread's `cli.py` makes its Typer application here and gets `--version`, `--debug`, `doctor` and
+one way to fail: a `UserError` is two lines, `error:` and `hint:`, and exit code 2 (3 for a missed
+gate); a bug is one line and exit code 1, its traceback with `--debug`; Ctrl-C is 130; a reader that
+closed the pipe is no error. Nothing here imports torch, so `--help` is quick.
+
+    app = application("pinpad", pinpad.__doc__)
+    main = partial(run_app, app)
+"""
+
+import importlib
+import importlib.metadata
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from loom.errors import UserError
+from loom.files import disk_error
+
+if TYPE_CHECKING:
+    from loom.doctor import Check
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file, or the directory of a run to repeat."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings by dotted key (train.lr=5e-4, train.phases.0.end_step=100), or group=name.",
+        show_default=False,
+    ),
+]
+RunDir = Annotated[
+    Path | None,
+    typer.Option("--run-dir", help="Directory of the run (default: runs/THREAD/NAME)."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
+Archive = Annotated[
+    bool, typer.Option("--archive", help="Move an old run of this name aside, with a time stamp.")
+]
+
+
+class _Group(TyperGroup):
+    """Turns what a command raises into messages and exit codes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Accept `--debug` at any place, so that it can be appended to a failed command."""
+        own = args[: args.index("--")] if "--" in args else args
+        if "--debug" in own:
+            args.remove("--debug")
+            ctx.ensure_object(dict)["debug"] = True
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        debug = bool(ctx.ensure_object(dict).get("debug"))
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _drop_output()
+            raise typer.Exit(0) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except (typer.Exit, typer.Abort, *_usage_errors()):
+            raise
+        except Exception as error:
+            raise typer.Exit(_report(error, ctx.info_name or "", debug=debug)) from None
+
+
+def _usage_errors() -> tuple[type[BaseException], ...]:
+    """Return Typer's own errors, which it prints itself; the base class has no public name."""
+    return tuple(
+        kind
+        for kind in typer.BadParameter.__mro__
+        if issubclass(kind, Exception) and kind.__name__ == "ClickException"
+    )
+
+
+def _report(error: Exception, name: str, *, debug: bool) -> int:
+    """Print an error for its reader and return the exit code."""
+    if debug:
+        typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    shown = disk_error(error) if isinstance(error, OSError) else error
+    if isinstance(shown, UserError):
+        typer.echo(f"error: {shown.message}", err=True)
+        if shown.hint:
+            typer.echo(f"hint: {shown.hint}", err=True)
+        return shown.exit_code
+    text = " ".join(str(error).split())
+    advice = "" if debug else "; run again with --debug for the traceback"
+    typer.echo(f"error: a bug in {name}: {type(error).__name__}: {text}{advice}", err=True)
+    return 1
+
+
+def _drop_output() -> None:
+    """Point stdout to nowhere: its reader has gone, and the flush at exit would complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    os.close(nowhere)
+
+
+def application(
+    name: str,
+    help: str | None,
+    package: str | None = None,
+    checks: Callable[[], Sequence["Check"]] | None = None,
+) -> typer.Typer:
+    """Make the command line of a thread, with `--version`, `--debug` and `doctor`.
+
+    Args:
+        name: What the user types.
+        help: One paragraph for `--help`.
+        package: The distribution whose version is shown, by default `name`.
+        checks: Returns the thread's own checks for `doctor`, beside those of the core.
+    """
+    distribution = package or name
+    app = typer.Typer(
+        name=name,
+        help=help,
+        cls=_Group,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        pretty_exceptions_show_locals=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(version_line(name, distribution))
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool,
+            typer.Option(
+                "--version", help="Show the versions.", callback=show_version, is_eager=True
+            ),
+        ] = False,
+        debug: Annotated[
+            bool, typer.Option("--debug", help="Show the traceback of an error.")
+        ] = False,
+    ) -> None:
+        pass
+
+    @app.command()
+    def doctor(
+        as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    ) -> None:
+        """Check this machine: one line for each check, with what to do about it."""
+        from loom.doctor import core_checks, report, run_checks
+
+        extra = checks() if checks is not None else ()
+        code = report(run_checks([*core_checks(distribution), *extra]), as_json=as_json)
+        raise typer.Exit(code)
+
+    return app
+
+
+def version_line(name: str, distribution: str) -> str:
+    """Return `pinpad 0.1.0 (loom-core 0.1.0, torch 2.15.0, Python 3.11.7)` without imports."""
+    others = [
+        f"{package} {importlib.metadata.version(package)}"
+        for package in ("loom-core", "torch")
+        if package != distribution
+    ]
+    python = ".".join(map(str, sys.version_info[:3]))
+    own = importlib.metadata.version(distribution)
+    return f"{name} {own} ({', '.join(others)}, Python {python})"
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run an application as the process: the body of a console script."""
+    try:
+        app()
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_output()
+
+
+def add_config_commands(app: typer.Typer, model: str = "", default: Path | None = None) -> None:
+    """Give an application `config show` and `schedule`.
+
+    Args:
+        app: The application.
+        model: The config class as `package.module:Class`, imported when a command needs it; without
+            one the commands have an option `--model`.
+        default: The file that is taken when none is named.
+    """
+    ModelOption = Annotated[
+        str, typer.Option("--model", help="package.module:Class of the config.", hidden=bool(model))
+    ]
+    Settings = Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG] KEY=VALUE", help="A YAML file or a run, then overrides."),
+    ]
+    group = typer.Typer(help="Settings and where they come from.", no_args_is_help=True)
+    app.add_typer(group, name="config")
+
+    @group.command("show")
+    def show_config(
+        settings: Settings = None, config: ConfigOption = default, model: ModelOption = model
+    ) -> None:
+        """Print the merged settings, each with the file and line it came from."""
+        from loom.config import plain, resolve, show
+        from loom.runs import saved_config, saved_origins
+
+        config, overrides = _config_and_overrides(settings, config)
+        if config is not None and config.is_dir() and not overrides:
+            typer.echo(show(saved_config(config), saved_origins(config)))
+            return
+        resolved = resolve(_import_model(model), config, overrides)
+        typer.echo(show(plain(resolved.config), resolved.origins))
+
+    @app.command()
+    def schedule(
+        settings: Settings = None,
+        config: ConfigOption = default,
+        model: ModelOption = model,
+        steps: Annotated[
+            int | None, typer.Option(min=1, help="Last step (default: the config's max_steps).")
+        ] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    ) -> None:
+        """Draw every value that changes over training."""
+        import json
+
+        from loom.config import resolve
+        from loom.drawing import schedule_lines, schedule_values
+
+        config, overrides = _config_and_overrides(settings, config)
+        values = schedule_values(resolve(_import_model(model), config, overrides).config, steps)
+        typer.echo(json.dumps(values) if as_json else "\n".join(schedule_lines(values)))
+
+
+def _config_and_overrides(
+    settings: list[str] | None, config: Path | None
+) -> tuple[Path | None, list[str]]:
+    """Take a first argument that is no assignment for the config."""
+    arguments = list(settings or ())
+    if arguments and "=" not in arguments[0]:
+        config = Path(arguments.pop(0))
+    return config, arguments
+
+
+def _import_model(name: str) -> type[Any]:
+    """Import `package.module:Class`."""
+    from loom.config import Config
+
+    module, _, attribute = name.partition(":")
+    hint = "write --model package.module:Class, or use the thread's own command"
+    if not attribute:
+        raise UserError(f"{name or 'nothing'} does not name a config class", hint=hint)
+    try:
+        model = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise UserError(f"{module} cannot be imported: {error}", hint=hint) from error
+    if not isinstance(model, type) or not issubclass(model, Config):
+        raise UserError(f"{name} is not a config class", hint=hint)
+    return model
+
+
+app = application("loom", "Look at runs, machines and native code.", package="loom-core")
+add_config_commands(app)
+ext = typer.Typer(help="Native kernels: the tool chain and the builds.", no_args_is_help=True)
+app.add_typer(ext, name="ext")
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+
+
+@app.command()
+def runs(
+    root: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder of the runs.")] = Path(
+        "runs"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs below a folder, the newest last."""
+    import json
+    from dataclasses import asdict
+
+    from loom.drawing import print_table
+    from loom.runs import find_runs
+
+    found = find_runs(root)
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in found], indent=2))
+        return
+    if not found:
+        typer.echo(f"{root}: no runs")
+        return
+    rows = [
+        (each.path, each.state, each.step, each.total, each.began, each.reason) for each in found
+    ]
+    print_table(("run", "state", "step", "of", "began", "reason"), rows)
+
+
+@app.command()
+def watch(
+    run: RunArgument,
+    once: Annotated[bool, typer.Option("--once", help="Show the state and end.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a run until it ends; exit code 0 if it went well, 3 for a missed gate, else 1."""
+    import json
+
+    from loom.runs import EXIT_CODES, follow, status_line
+
+    status: dict[str, Any] = {}
+    for status in follow(run, once=once):
+        typer.echo(json.dumps(status) if as_json else status_line(status))
+    raise typer.Exit(EXIT_CODES.get(str(status.get("state")), 1))
+
+
+@app.command()
+def compare(first: RunArgument, second: RunArgument) -> None:
+    """Show the settings in which two runs differ, and their last metrics side by side."""
+    from loom.drawing import print_table
+    from loom.runs import compare as compare_runs
+
+    changed, metrics = compare_runs(first, second)
+    typer.echo("\n".join(changed) if changed else "the settings are the same")
+    if metrics:
+        print_table(("metric", first.name, second.name), metrics)
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File (default: RUN/report.html).")
+    ] = None,
+) -> None:
+    """Write a run's report: one HTML file that needs nothing else."""
+    from loom.report_run import run_report
+
+    typer.echo(run_report(run).write(output or run / "report.html"))
+
+
+@ext.command()
+def info() -> None:
+    """Show the tool chain as it was found, and what has been built."""
+    from loom.native.inventory import toolchain
+
+    found = toolchain()
+    for name, value in vars(found).items():
+        if name != "artefacts":
+            typer.echo(f"{name:<14} {_said(value)}")
+    for artefact in found.artefacts:
+        typer.echo(f"{'built':<14} {artefact.name} {artefact.isa} {artefact.path}")
+
+
+@ext.command()
+def build() -> None:
+    """Compile the kernels of every installed package; exit code 1 if one cannot be."""
+    from loom.native import Library
+    from loom.native.inventory import build_all
+
+    missing = 0
+    for each in build_all():
+        built = isinstance(each.result, Library)
+        missing += not built
+        typer.echo(f"{each.package} {each.name} {each.seconds:.1f} s: {_said(each.result)}")
+    raise typer.Exit(int(missing > 0))
+
+
+def _said(value: Any) -> str:
+    """Write a part of the tool chain in one line."""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    reason = getattr(value, "reason", None)
+    if reason is not None:
+        return f"unavailable: {reason}"
+    if hasattr(value, "__dataclass_fields__"):
+        shown = [str(part) for name, part in vars(value).items() if not name.startswith("_")]
+        return ", ".join(shown)
+    return str(value)
+
+
+def main() -> None:
+    """Run the `loom` command."""
+    run_app(app)

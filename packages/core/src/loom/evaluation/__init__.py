@@ -1,0 +1,1 @@
+"""Scores of pictures and statistics of scores: what every thread's numbers are made with."""

@@ -1,0 +1,223 @@
+"""What the teacher shows: rays of its renders, its features, and points of its field.
+
+Each batch is a pure function of (seed, step): nothing is iterated, so a resumed run, another number
+of processes or a replay of one step sees the same rays.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from loom.sampling import Shard, draw_rng
+from torch import Tensor
+
+from featdistill.cameras import Cameras
+from featdistill.features import FeatureScaling, gaussian_features
+from featdistill.gaussians import Gaussians
+from featdistill.losses import RayTargets
+from featdistill.models.field import query_field
+from featdistill.models.raster import render, render_pixels
+
+FOREGROUND_ALPHA = 0.01
+FOREGROUND_MARGIN_PX = 2
+POINT_POOL = 1_000_000
+
+
+class RayBatch(NamedTuple):
+    """Rays with the teacher's answer; the first `len(targets.features)` come from one view."""
+
+    origins: Tensor  # [r, 3]
+    directions: Tensor  # [r, 3] unit
+    jitter: Tensor  # [r] in [0, 1), offset of the samples in steps
+    targets: RayTargets
+
+
+class PointBatch(NamedTuple):
+    """Points in space with the teacher's opacity over one reference step and its colour."""
+
+    points: Tensor  # [n, 3]
+    directions: Tensor  # [n, 3] unit
+    alpha: Tensor  # [n]
+    rgb: Tensor  # [n, 3]
+
+
+class TeacherFrames(NamedTuple):
+    """The teacher's renders of n views of the same size."""
+
+    cameras: Cameras
+    rgb: Tensor  # [n, h, w, 3] premultiplied
+    transmittance: Tensor  # [n, h, w]
+    depth: Tensor  # [n, h, w] alpha-weighted mean distance along the ray, world units
+
+    def on_background(self, value: float) -> Tensor:
+        """The frames as 8-bit pictures [n, h, w, 3] on a grey background of this value."""
+        rgb = self.rgb + self.transmittance[..., None] * value
+        return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def render_frames(gaussians: Gaussians, cameras: Cameras, impl: str = "auto") -> TeacherFrames:
+    """Render every view of the teacher."""
+    rgb, transmittance, depth = [], [], []
+    with torch.no_grad():
+        for index in range(len(cameras)):
+            view = render(gaussians, cameras[index], impl=impl)
+            alpha = (1 - view.transmittance).clamp_min(1e-6)
+            rgb.append(view.rgb)
+            transmittance.append(view.transmittance)
+            depth.append(view.depth / alpha)
+    stretch = _distance_per_depth(cameras)
+    return TeacherFrames(
+        cameras, torch.stack(rgb), torch.stack(transmittance), torch.stack(depth) * stretch
+    )
+
+
+def _distance_per_depth(cameras: Cameras) -> Tensor:
+    """Length of each pixel's ray per unit of depth along the optical axis, [h, w]."""
+    y, x = torch.meshgrid(
+        torch.arange(cameras.height) + 0.5 - cameras.height / 2,
+        torch.arange(cameras.width) + 0.5 - cameras.width / 2,
+        indexing="ij",
+    )
+    return (1 + (x.square() + y.square()) / cameras.focal_px**2).sqrt()
+
+
+class RaySampler:
+    """Random rays over the pixels where the teacher shows something, and a margin around them."""
+
+    def __init__(
+        self,
+        frames: TeacherFrames,
+        gaussians: Gaussians,
+        scaling: FeatureScaling,
+        *,
+        rays: int,
+        feature_rays: int,
+        feature_alpha: float,
+        seed: int,
+    ) -> None:
+        """Index the foreground of the frames.
+
+        Args:
+            frames: The teacher's renders.
+            gaussians: The teacher, which blends its features for the chosen pixels on demand.
+            scaling: Standardises the features.
+            rays: Rays per step over all processes.
+            feature_rays: How many of them come from one view and carry features; 0 for none.
+            feature_alpha: Teacher opacity above which a ray has a feature target.
+            seed: With the step, decides what is drawn.
+        """
+        self.frames = frames
+        self.gaussians = gaussians
+        self.features = scaling.standardise(gaussian_features(gaussians))
+        self.rays = rays
+        self.feature_rays = feature_rays
+        self.feature_alpha = feature_alpha
+        self.seed = seed
+        self.pixels, self.first = _foreground(frames)  # flat indices, sorted by view
+
+    def batch(self, step: int, shard: Shard) -> RayBatch:
+        """This process's part of the rays of a step."""
+        draw = draw_rng(self.seed, step, "rays")
+        views = torch.nonzero(self.first.diff()).flatten()
+        view = int(views[draw.integers(len(views))])
+        low, high = int(self.first[view]), int(self.first[view + 1])
+        chosen = torch.cat(
+            [
+                torch.from_numpy(draw.integers(low, high, self.feature_rays)),
+                torch.from_numpy(draw.integers(0, len(self.pixels), self.rays - self.feature_rays)),
+            ]
+        )
+        jitter = torch.from_numpy(draw.random(self.rays, dtype="float32"))
+        carrying = len(range(shard.rank, self.feature_rays, shard.world))
+        mine = slice(shard.rank, None, shard.world)
+        return self._look_up(self.pixels[chosen[mine]].long(), jitter[mine], carrying)
+
+    def _look_up(self, flat: Tensor, jitter: Tensor, carrying: int) -> RayBatch:
+        cameras = self.frames.cameras
+        per_view = cameras.width * cameras.height
+        view, pixel = flat // per_view, flat % per_view
+        xy = torch.stack([pixel % cameras.width, pixel // cameras.width], dim=-1)
+        rays = cameras.rays(view, xy)
+        features = self.features.new_zeros(0, self.features.shape[1])
+        opaque = torch.zeros(0, dtype=torch.bool)
+        if carrying:
+            camera = cameras[int(view[0])]
+            shown = render_pixels(self.gaussians, camera, xy[:carrying], self.features)
+            alpha = 1 - shown.transmittance
+            features = shown.channels / alpha.clamp_min(1e-6)[:, None]
+            opaque = alpha > self.feature_alpha
+        targets = RayTargets(
+            self.frames.rgb.view(-1, 3)[flat],
+            self.frames.transmittance.view(-1)[flat],
+            self.frames.depth.view(-1)[flat],
+            features,
+            opaque,
+        )
+        return RayBatch(rays.origins, rays.directions, jitter.contiguous(), targets)
+
+
+def _foreground(frames: TeacherFrames) -> tuple[Tensor, Tensor]:
+    """Flat indices of the pixels worth drawing, and where each view's begin (n + 1 entries)."""
+    size = 2 * FOREGROUND_MARGIN_PX + 1
+    kept, counts = [], [0]
+    for view, transmittance in enumerate(frames.transmittance):
+        shown = (1 - transmittance > FOREGROUND_ALPHA).float()
+        wide = torch.nn.functional.max_pool2d(
+            shown[None, None], size, stride=1, padding=FOREGROUND_MARGIN_PX
+        )
+        flat = torch.nonzero(wide.flatten()).flatten()
+        kept.append((flat + view * transmittance.numel()).to(torch.int32))
+        counts.append(len(flat))
+    return torch.cat(kept), torch.tensor(counts).cumsum(0)
+
+
+class PointSampler:
+    """Random points of a fixed pool inside the occupied part of the box, with the field there."""
+
+    def __init__(
+        self,
+        gaussians: Gaussians,
+        low: Tensor,
+        high: Tensor,
+        occupancy: Tensor,
+        *,
+        points: int,
+        step_length: float,
+        blur: float,
+        seed: int,
+    ) -> None:
+        """Draw the pool and ask the teacher.
+
+        Args:
+            gaussians: The teacher.
+            low: Corner of the box, [3].
+            high: Opposite corner, [3].
+            occupancy: [x, y, z] non-zero where the student may have density.
+            points: Points per step over all processes.
+            step_length: The reference step, world units.
+            blur: The rasteriser's blur at the typical distance, world units.
+            seed: Decides the pool and, with the step, what is drawn from it.
+        """
+        self.points = points
+        self.seed = seed
+        draw = torch.Generator().manual_seed(int(draw_rng(seed, 0, "pool").integers(2**62)))
+        voxels = torch.nonzero(occupancy)
+        shape = torch.tensor(occupancy.shape)
+        chosen = voxels[torch.randint(len(voxels), (POINT_POOL,), generator=draw)]
+        inside = (chosen + torch.rand(POINT_POOL, 3, generator=draw)) / shape
+        position = low + inside * (high - low)
+        directions = torch.randn(POINT_POOL, 3, generator=draw)
+        directions[:, 2] = -directions[:, 2].abs()  # seen from the upper hemisphere
+        directions = torch.nn.functional.normalize(directions, dim=-1)
+        field = query_field(gaussians, position, directions, blur=blur)
+        self.pool = PointBatch(
+            position, directions, -torch.expm1(-field.extinction * step_length), field.rgb
+        )
+
+    def batch(self, step: int, shard: Shard) -> PointBatch:
+        """This process's part of the points of a step."""
+        draw = draw_rng(self.seed, step, "points")
+        chosen = torch.from_numpy(draw.integers(0, POINT_POOL, self.points))
+        mine = chosen[shard.rank :: shard.world]
+        return PointBatch(*(tensor[mine] for tensor in self.pool))
