@@ -26,6 +26,11 @@ def test_the_notes_canonical_config_loads_with_its_values(tmp_path):
     assert config.train.max_steps == 50_000
 
 
+def test_the_notes_key_without_a_space_is_read_and_named():
+    notices = resolve(TrainConfig, CANONICAL).notices
+    assert any("`feature_cos:`" in notice and ":30:" in notice for notice in notices)
+
+
 @pytest.mark.parametrize("key", ["freeze_student", "force_feature_on", "phase_feature_scale"])
 def test_a_removed_key_says_what_to_do_instead(tmp_path, key):
     text = CANONICAL.read_text(encoding="utf-8").replace(

@@ -33,10 +33,21 @@ _TALL = 25  # a table with more rows scrolls in its own box
 class GateRow(Protocol):
     """What the gates table shows of a gate's result; `loom.gates.GateResult` fits."""
 
-    passed: bool
-    value: float | None
-    limit: float | None
-    message: str
+    @property
+    def passed(self) -> bool:
+        """Whether the value holds against the limit."""
+
+    @property
+    def value(self) -> float | None:
+        """What was measured, or None."""
+
+    @property
+    def limit(self) -> float | None:
+        """What was asked for, or None where it was to be measured and was not."""
+
+    @property
+    def message(self) -> str:
+        """The answer in words."""
 
 
 class Report:
@@ -177,8 +188,9 @@ class Report:
     def write(self, path: Path) -> Path:
         """Write the page atomically: a reader sees the old one or the new one, never half."""
         path = Path(path)
-        with explained(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.exists():
+            with explained(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, self.html())
         return path
 
@@ -194,6 +206,11 @@ def _table(
     *,
     baseline_rows: Iterable[int] = (),
 ) -> str:
+    for row in rows:
+        if len(row) != len(columns):
+            raise ValueError(
+                f"a row of {len(row)} cells in a table of {len(columns)} columns: {row}"
+            )
     numeric = [
         all(row[i] is None or _is_number(row[i]) for row in rows) for i in range(len(columns))
     ]

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from loom.errors import UserError
 from loom.files import read_json
-from loom.progress import read_status
-from loom.record import Row, read_records
+from loom.progress import STATUS_FILE, read_status
+from loom.record import METRICS_FILE, Row, read_records
 from loom.report import Cell, Report
 from loom.report_curves import Curves
+from loom.run_directory import RUN_FILE
 
-RUN_FILE = "run.json"
 GATES_FILE = "gates.json"
 
 _METRIC, _BASELINE = "metric/", "baseline/"
@@ -26,6 +26,7 @@ _ENDS = {
     "stopped": "This run was stopped",
     "gate_missed": "This run missed a gate",
 }
+_LOGARITHMIC = ("loss", "loss_weighted")  # families that fall by powers of ten
 _LINES = 6  # series in one figure, more than that cannot be told apart
 
 T = TypeVar("T")
@@ -41,10 +42,10 @@ def run_report(directory: Path) -> Report:
     if not directory.is_dir():
         raise UserError(f"{directory}: there is no such run", hint="`loom runs` lists the runs")
     damaged: list[str] = []
-    run = _read(damaged, dict, lambda: dict(read_json(directory / RUN_FILE)))
-    status = _read(damaged, dict, lambda: dict(read_status(directory)))
-    rows = _read(damaged, list, lambda: read_records(directory))
-    gates = _read(damaged, list, lambda: _gates(directory / GATES_FILE))
+    run = _read(damaged, RUN_FILE, dict, lambda: dict(read_json(directory / RUN_FILE)))
+    status = _read(damaged, STATUS_FILE, dict, lambda: dict(read_status(directory)))
+    rows = _read(damaged, METRICS_FILE, list, lambda: read_records(directory))
+    gates = _read(damaged, GATES_FILE, list, lambda: _gates(directory / GATES_FILE))
 
     report = Report(
         f"{run.get('thread', 'run')} / {directory.resolve().name}", _text(run, "command")
@@ -64,14 +65,14 @@ def run_report(directory: Path) -> Report:
     return report
 
 
-def _read(damaged: list[str], empty: Callable[[], T], read: Callable[[], T]) -> T:
+def _read(damaged: list[str], name: str, empty: Callable[[], T], read: Callable[[], T]) -> T:
     """Read one file of the run; note why it cannot be read and go on without it."""
     try:
         return read()
     except UserError as error:
         damaged.append(error.message)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        damaged.append(f"a file of the run is not what Loom wrote: {error!r}")
+        damaged.append(f"{name} is not what Loom wrote ({error!r})")
     return empty()
 
 
@@ -180,7 +181,7 @@ def _curves(report: Report, rows: list[Row]) -> None:
                 if key.startswith(_BASELINE) and _leaf(key) == _leaf(family) and value is not None
             }
             title = family.removeprefix(_METRIC)
-            figures.append(Curves(series, "step", title, levels, log=family.startswith("loss")))
+            figures.append(Curves(series, "step", title, levels, log=family in _LOGARITHMIC))
     if figures:
         report.heading("Curves").curves_grid(figures)
 

@@ -1,29 +1,33 @@
 """Distil the teacher into the student: phases, loss and the checks that a run cannot lie about.
 
-    L = color + depth + opacity + feature_l2 + feature_cos          (image phases, per ray)
-    L = (alpha - alpha_T)^2 + alpha_T |rgb - rgb_T|^2 / 3           (volume phases, per point)
+L = color + depth + opacity + feature_l2 + feature_cos          (image phases, per ray)
+L = (alpha - alpha_T)^2 + alpha_T |rgb - rgb_T|^2 / 3           (volume phases, per point)
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import time
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from loom.errors import UserError
+from loom.errors import GateMissed, UserError
 from loom.evaluation.images import psnr_db
 from loom.gates import Baseline, Gate, Invariant
-from loom.loop import Every, FitResult, Losses, Term, TrainState, fit
+from loom.loop import Every, FitResult, Losses, Prefetch, Term, TrainState, fit
+from loom.native import cores_for_kernels
 from loom.run import Run
 from loom.sampling import Shard
 from torch import Tensor
 
 from featdistill import losses
+from featdistill.assess import leave_pictures
 from featdistill.cameras import Cameras, orbit_poses
-from featdistill.config import FEATURE_DIM, PROGRESS_NAME, PhaseConfig, TrainConfig
+from featdistill.config import FEATURE_DIM, PROGRESS_NAME, DataSection, PhaseConfig, TrainConfig
 from featdistill.data.nerf_synthetic import read_cameras
-from featdistill.data.ply import read_ply
+from featdistill.data.ply import ply_of, read_ply
 from featdistill.features import FeatureScaling
 from featdistill.gaussians import Gaussians
 from featdistill.models import field, occupancy
@@ -38,7 +42,6 @@ from featdistill.supervision import (
     render_frames,
 )
 
-CELL_ADAM = {"betas": (0.9, 0.99), "eps": 1e-12}
 MASK_COLLAPSE = 0.05
 MASK_COLLAPSE_RECORDS = 3
 
@@ -61,21 +64,27 @@ def read_teacher(config: TrainConfig, run: Run) -> Teacher:
             hint="give data.scene=FOLDER data.teacher=point_cloud.ply, or neither for the "
             "embedded brick model",
         )
-    ply = data.teacher / "point_cloud.ply" if data.teacher.is_dir() else data.teacher
+    ply = ply_of(data.teacher)
     gaussians = read_ply(ply)
     run.use("teacher", ply)
     cameras = {}
-    for use, explicit, split in (
-        ("training", data.camera_json, "train"),
-        ("evaluation", data.eval_camera_json, "test"),
-    ):
-        path = explicit or (data.scene or ply.parent) / f"transforms_{split}.json"
-        run.use(f"{use}_cameras", path)
-        cameras[use] = read_cameras(path, width=data.width)
+    for split in ("train", "test"):
+        path = camera_file(data, split)
+        run.use(f"{split}_cameras", path)
+        cameras[split] = read_cameras(path, width=data.width)
     run.info(f"loaded gaussian teacher features with dimension {FEATURE_DIM}")
     centre = field.bounding_box(gaussians).mean(dim=0)
-    distance = (cameras["training"].centres - centre).norm(dim=1).mean().item()
-    return Teacher(gaussians, cameras["training"], cameras["evaluation"], distance)
+    distance = (cameras["train"].centres - centre).norm(dim=1).mean().item()
+    return Teacher(gaussians, cameras["train"], cameras["test"], distance)
+
+
+def camera_file(data: DataSection, split: str) -> Path:
+    """Return the camera file of the training ("train") or evaluation ("test") views."""
+    explicit = data.camera_json if split == "train" else data.eval_camera_json
+    if explicit is not None:
+        return explicit
+    folder = data.scene or (data.camera_json.parent if data.camera_json else Path())
+    return folder / f"transforms_{split}.json"
 
 
 def with_extra_poses(cameras: Cameras, count: int, generator: torch.Generator) -> Cameras:
@@ -96,6 +105,8 @@ def with_extra_poses(cameras: Cameras, count: int, generator: torch.Generator) -
 def new_student(config: TrainConfig, teacher: Teacher, generator: torch.Generator) -> Student:
     """Place a student around the teacher, loosely: training prunes what it never shows."""
     box = field.bounding_box(teacher.gaussians)
+    if config.student.bbox is not None:
+        box = torch.tensor(config.student.bbox)
     shape = occupancy.voxel_shape(box, config.student.occupancy_resolution)
     blur = field.screen_blur(teacher.training.focal_px, teacher.typical_distance)
     filled = field.solid(teacher.gaussians, occupancy.voxel_centres(box, shape), blur=blur)
@@ -172,9 +183,7 @@ class Distillation:
     def _volume(self, student: Student, batch: PointBatch) -> Losses:
         raw, inside = query(student, batch.points, batch.directions)
         out = torch.sigmoid(raw)
-        alpha, color = losses.volume_losses(
-            out[:, 3] * inside, out[:, :3], batch.alpha, batch.rgb
-        )
+        alpha, color = losses.volume_losses(out[:, 3] * inside, out[:, :3], batch.alpha, batch.rgb)
         return Losses({"volume_alpha": Term(alpha, 1.0), "volume_color": Term(color, 1.0)})
 
     def _image(self, student: Student, batch: RayBatch, step: int) -> Losses:
@@ -250,13 +259,13 @@ class Pruning:
         self.at = frozenset(step for step in steps if step > config.train.image_start)
         self.begin = frozenset(step - config.prune.window for step in self.at)
 
-    def after_step(self, step: int) -> None:
+    def after_update(self, completed: int) -> None:
         """Start a window, or prune at its end."""
-        if step in self.begin:
+        if completed in self.begin:
             self.max_weight.zero_()
-        if step in self.at:
+        if completed in self.at:
             share = self.student.prune(self.max_weight, self.threshold)
-            self.run.info(f"[occupancy] pruned at step {step}: {share:.1%} of the voxels are left")
+            self.run.info(f"[occupancy] pruned at step {completed}: {share:.1%} of it is left")
 
     def state_dict(self) -> dict[str, Tensor]:
         """The window so far, so that a resumed run prunes the same voxels."""
@@ -286,7 +295,11 @@ class Evaluation:
             rgba, _ = render_image(student, self.frames.cameras[index])
             scores.append(psnr_db(on_white(rgba).numpy(), wanted))
         mean = sum(scores) / len(scores)
-        return {"metric/psnr_db": mean, "baseline/blank/psnr_db": self.blank_db}
+        return {
+            "metric/psnr_db": mean,
+            "baseline/blank/psnr_db": self.blank_db,
+            "perf/cpu_s": time.process_time(),
+        }
 
 
 def on_white(rgba: Tensor) -> Tensor:
@@ -300,9 +313,14 @@ def new_optimizer(student: Student) -> CellAdam:
     return CellAdam(
         [
             {"name": "student", "params": [student.weights, student.head]},
-            {"name": "projector", "params": list(student.projector.parameters())},
+            {
+                "name": "projector",
+                "params": list(student.projector.parameters()),
+                "per_cell": False,
+            },
         ],
-        **CELL_ADAM,
+        betas=(0.9, 0.99),
+        eps=1e-12,
     )
 
 
@@ -322,29 +340,43 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     evaluation = Evaluation(config, teacher)
     restarts = frozenset(_volume_ends(config.train.phases))
 
+    def before_step(step: int) -> None:
+        phase = config.train.phase_at(step)
+        if step == config.train.phase_start(phase):
+            run.info(f"Enter {phase.name} at step {step}: optimize={list(phase.optimize)}")
+
     def after_step(step: int) -> None:
-        pruning.after_step(step)
-        if step in restarts:  # moments of another loss mislead the first steps of this one
+        pruning.after_update(step + 1)
+        if step + 1 in restarts:  # moments of another loss mislead the first steps of this one
             state.optimizer.state.clear()
 
-    result = fit(
-        run,
-        state,
-        steps=config.train.max_steps,
-        batch=supervision.batch,
-        loss=Distillation(config, pruning.max_weight),
-        lr=config.train.lr_at,
-        trainable=lambda step: config.train.phase_at(step).optimize,
-        evaluate=Every(config.evaluation.interval, evaluation),
-        gates=(blank_gate(config), *config.gates),
-        invariants=invariants(config),
-        after_step=after_step,
-        clip_norm=config.train.gradient_clip_norm,
-        log_interval=config.log_interval,
-        checkpoint_interval=config.checkpoint_interval,
-        metric_for_best="metric/psnr_db",
-        progress_name=PROGRESS_NAME,
-    )
+    try:
+        with cores_for_kernels():
+            result = fit(
+                run,
+                state,
+                steps=config.train.max_steps,
+                batch=Prefetch(supervision.batch),
+                loss=Distillation(config, pruning.max_weight),
+                lr=config.train.lr_at,
+                trainable=lambda step: config.train.phase_at(step).optimize,
+                evaluate=Every(config.evaluation.interval, evaluation),
+                gates=(blank_gate(config), *config.gates),
+                invariants=invariants(config),
+                before_step=before_step,
+                after_step=after_step,
+                clip_norm=config.train.gradient_clip_norm,
+                log_interval=config.log_interval,
+                checkpoint_interval=config.checkpoint_interval,
+                metric_for_best="metric/psnr_db",
+                progress_name=PROGRESS_NAME,
+            )
+    except GateMissed:
+        if run.is_main:
+            cameras = evaluation.frames.cameras
+            leave_pictures(state.ema_model, teacher.gaussians, cameras, run.dir)
+            run.info(f"[gate] `featdistill diagnose {run.dir}` looks at what it showed")
+        raise
     return state.ema_model, result
 
 
