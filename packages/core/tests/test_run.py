@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from loom import provenance
+from loom import provenance, run_directory
 from loom import run as run_module
 from loom.config import Config, read_yaml, resolve
 from loom.errors import GateMissed, UserError
@@ -373,15 +373,6 @@ def test_generators_depend_on_seed_and_name_only(tmp_path):
         assert other.rng("init").random() != draws[0]
 
 
-def test_checkpoints_lie_in_the_directory_and_warn_through_the_run(finished):
-    (finished / "checkpoints" / "step_000050").mkdir(parents=True)
-    with opened(finished, resume=True) as run:
-        assert run.checkpoints is run.checkpoints
-        with pytest.raises(UserError, match="no intact checkpoint"):
-            run.checkpoints.load_newest()
-    assert any("step_000050" in warning for warning in facts(finished)["warnings"])
-
-
 def test_a_file_where_the_directory_should_be_is_an_error_with_a_hint(tmp_path):
     file = tmp_path / "file"
     file.write_text("kept", encoding="utf-8")
@@ -436,3 +427,15 @@ def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path):
     with pytest.raises(UserError, match=r"there is no run|no such file"):
         opened(tmp_path / "typo", resume=True, source=resolve(Settings))
     assert not (tmp_path / "typo").exists()
+
+
+def test_moving_a_run_aside_keeps_every_file_and_refuses_a_running_one(tmp_path):
+    old = tmp_path / "run"
+    old.mkdir()
+    (old / "metrics.jsonl").write_text("{}")
+    moved = run_directory.move_aside(old)
+    assert not old.exists()
+    assert moved.parent.parent == tmp_path / "archive"
+    assert (moved / "metrics.jsonl").read_text() == "{}"
+    with opened(old), pytest.raises(UserError, match="is running in it"):
+        run_directory.move_aside(old)

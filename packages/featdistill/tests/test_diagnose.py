@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,8 +87,8 @@ def orders(n: int) -> list[tuple[str, list[int]]]:
         ("by name (0, 1, 10, 2)", by_name),
         ("by name on the other side", [by_name.index(i) for i in range(n)]),
         ("reversed", list(range(n))[::-1]),
-        ("one early", [*range(1, n), 0]),
-        ("one late", [n - 1, *range(n - 1)]),
+        ("early by 1", [*range(1, n), 0]),
+        ("late by 3", [n - 3, n - 2, n - 1, *range(n - 3)]),
         ("shuffled", np.random.default_rng(4).permutation(n).tolist()),
     ]
 
@@ -211,6 +212,17 @@ def test_the_table_states_the_gain_of_each_hypothesis(planted: Planted):
     assert float(row.split()[-2]) > 10  # dB
     assert len(lines) > 10
     assert all(len(line) < 200 for line in lines)
+
+
+def test_a_diagnosis_is_strict_json_of_figures_only(planted: Planted):
+    found = planted.diagnose(np.flip(planted.wanted, 1))
+    content = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert content["verdict"] == "flipped"
+    assert content["findings"][0]["remedy"] == REMEDIES["flipped"]
+    assert all(trial.corrected is None for trial in found.trials)
+    assert len(content["trials"]) == len(found.trials)
+    perfect = planted.diagnose(planted.wanted).to_json()
+    assert perfect["psnr_db"] == "inf"
 
 
 def test_every_kind_has_a_remedy_but_health():

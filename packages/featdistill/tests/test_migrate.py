@@ -14,7 +14,9 @@ CANONICAL = Path(__file__).parent / "canonical.yaml"
 def test_removed_keys_are_dropped_and_named_and_the_rest_is_kept(tmp_path):
     old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
     text = CANONICAL.read_text(encoding="utf-8")
-    old.write_text(text.replace("optimize: [projector]", "optimize: [projector], freeze_student: true"))
+    old.write_text(
+        text.replace("optimize: [projector]", "optimize: [projector], freeze_student: true")
+    )
     said = migrate_config(old, new)
     assert "train.phases.0.freeze_student" in said
     assert resolve(TrainConfig, new).config == resolve(TrainConfig, CANONICAL).config

@@ -113,18 +113,15 @@ def require_finite(model: nn.Module, step: int) -> None:
         UserError: Names the first such parameter.
     """
     named = [(name, p.detach()) for name, p in model.named_parameters() if p.numel()]
-    if not named:
-        return
-    largest = torch.stack(
-        [x.float() for x in torch._foreach_norm([p for _, p in named], torch.inf)]
-    )
-    finite = torch.isfinite(largest).tolist()
-    if not all(finite):
-        name = named[finite.index(False)][0]
-        raise UserError(
-            f"the parameter {name} is not finite after {step} updates; no checkpoint was written",
-            hint="lower the learning rate or clip; older checkpoints are intact",
-        )
+    norms = torch._foreach_norm([parameter for _, parameter in named]) if named else ()
+    for (name, parameter), norm in zip(named, norms, strict=True):
+        # The norm is the fast test; it may overflow where every element is finite.
+        if not torch.isfinite(norm) and not torch.isfinite(parameter).all():
+            raise UserError(
+                f"the parameter {name} is not finite after {step} updates; "
+                "no checkpoint was written",
+                hint="lower the learning rate or clip; older checkpoints are intact",
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -86,6 +86,7 @@ def render_views(
     *,
     start: int = 0,
     count: int | None = None,
+    chunk: int | None = None,
     store_rgba: bool = True,
     background: str = "white",
     progress: Callable[[int], None] = lambda _: None,
@@ -98,6 +99,7 @@ def render_views(
         folder: The render folder.
         start: First view.
         count: How many views; None for the rest.
+        chunk: Rays at a time; None for a whole view.
         store_rgba: Whether to keep `rgba_npz`, which evaluation on any background needs.
         background: Under the PNG files.
         progress: Called with the number of frames done.
@@ -106,7 +108,7 @@ def render_views(
     seconds = 0.0
     for number in range(start, end):
         began = time.perf_counter()
-        rgba, depth = render_image(student, cameras[number])
+        rgba, depth = render_image(student, cameras[number], chunk=chunk)
         seconds += time.perf_counter() - began
         write_frame(folder, number, rgba, depth=depth, background=background, store_rgba=store_rgba)
         progress(number - start + 1)
@@ -230,18 +232,24 @@ def read_results(folder: Path) -> dict[str, dict]:
     return {name: read_json(path) for name, path in paths.items() if path.is_file()}
 
 
+def leave_pictures(student: Student, gaussians: Gaussians, cameras: Cameras, folder: Path) -> None:
+    """Leave what a stopped run showed, beside what it should have shown, for `diagnose`."""
+    render_views(student, cameras, folder / STOPPED / "student")
+    write_teacher_views(gaussians, cameras, folder / STOPPED / "teacher")
+
+
 def newest_renders(run: Path) -> Path | None:
     """Return the render folder of the run's latest step, if any."""
     folders = sorted((run / "renders").glob("step_*"))
     return folders[-1] if folders else None
 
 
-def stored_means(result: dict[str, Any]) -> dict[str, float | None]:
+def stored_means(result: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the mean scores of a stored judgement as numbers."""
     return {name: _number(value) for name, value in result["means"].items()}
 
 
-def score_rows(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+def score_rows(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
     """Return the mean scores of each judgement, and those of an empty picture beside them."""
     rows = {name: {c: stored_means(r).get(c) for c in COLUMNS} for name, r in results.items()}
     for name, result in results.items():

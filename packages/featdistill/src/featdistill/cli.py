@@ -103,8 +103,8 @@ def render(
         Path | None, typer.Option(help="Render folder (default: renders/step_N of the run).")
     ] = None,
     chunk: Annotated[
-        int, typer.Option(min=1, help="Rays per block; bounds the memory of the torch path.")
-    ] = 8192,
+        int | None, typer.Option(min=1, help="Rays at a time, which bounds the memory.")
+    ] = None,
     store_rgba: Annotated[
         bool, typer.Option("--store-rgba", help="Keep rgba_npz, for any background.")
     ] = False,

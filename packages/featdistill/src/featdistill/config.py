@@ -4,6 +4,7 @@ A file written for the notes' pipeline loads unchanged once `data` names a teach
 removed on the way say so. Every default was chosen by measurement on the LEGO scene at 200x200.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -65,7 +66,7 @@ class PhaseConfig(Config):
     `target: image` supervises rays by the teacher's renders.
     """
 
-    removed_keys: ClassVar[dict[str, str]] = {
+    removed_keys: ClassVar[Mapping[str, str]] = {
         "freeze_student": "list what learns in `optimize` instead; the student is frozen in a "
         "phase whose `optimize` does not name it",
         "force_feature_on": "the feature loss is on in every phase that optimises only the "
@@ -305,7 +306,7 @@ class PruneSection(Config):
 class TrainConfig(Config):
     """Everything that `featdistill train` depends on."""
 
-    removed_keys: ClassVar[dict[str, str]] = PhaseConfig.removed_keys
+    removed_keys: ClassVar[Mapping[str, str]] = PhaseConfig.removed_keys
 
     name: str = "distill"
     seed: int = Field(0, ge=0)

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from loom.errors import UserError
+from loom.evaluation.images import json_number
 from torch import Tensor
 
 from featdistill.data.png import read_any_png
@@ -95,6 +96,34 @@ class Diagnosis:
         """The kind of the first finding."""
         return self.findings[0].kind
 
+    def to_json(self) -> dict[str, object]:
+        """Return a mapping for a strict JSON file."""
+        return {
+            "verdict": self.verdict,
+            "psnr_db": json_number(self.psnr_db),
+            "blank_psnr_db": json_number(self.blank_psnr_db),
+            "findings": [
+                {
+                    "kind": finding.kind,
+                    "statement": finding.statement,
+                    "remedy": finding.remedy,
+                    "explained": finding.explained,
+                }
+                for finding in self.findings
+            ],
+            "trials": [
+                {
+                    "kind": trial.kind,
+                    "name": trial.name,
+                    "psnr_db": trial.psnr_db,
+                    "gain_db": trial.gain_db,
+                    "explained": trial.explained,
+                }
+                for trial in self.trials
+            ],
+            "notes": list(self.notes),
+        }
+
     def lines(self) -> list[str]:
         """Return the diagnosis as text, with the table of hypotheses."""
         text = [
@@ -145,12 +174,13 @@ def diagnose(
     others = {name: _working(pictures) for name, pictures in (other_splits or {}).items()}
     findings, corrected, trials = _undo(shown, wanted, others, blank)
     if not findings:
-        more, kept = _look_closer(corrected, wanted, renders, references, references_rgba)
-        findings, trials = more, [*trials, *kept]
+        findings, closer = _look_closer(corrected, wanted, renders, references, references_rgba)
+        trials = [*trials, *closer]
     if not findings:
         findings = [_remainder(shown, wanted, psnr, blank)]
     notes = () if references_rgba is not None else ("edges were not checked: no alpha at hand",)
-    return Diagnosis(tuple(findings), psnr, blank, tuple(trials), notes)
+    kept = tuple(trial._replace(corrected=None) for trial in trials)  # figures, not pictures
+    return Diagnosis(tuple(findings), psnr, blank, kept, notes)
 
 
 def diagnose_folders(

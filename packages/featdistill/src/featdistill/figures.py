@@ -75,12 +75,13 @@ def _pictures(report: Report, run: Path) -> None:
 
 
 def _cost(report: Report, run: Path) -> None:
-    rows = [row for row in read_records(run) if "perf/cpu_s" in row and "metric/psnr_db" in row]
-    if len(rows) < 2:
+    rows = read_records(run)
+    points = [(row.get("perf/cpu_s"), row.get("metric/psnr_db")) for row in rows]
+    known = [(x, y) for x, y in points if x is not None and y is not None]
+    if len(known) < 2:
         return
-    seconds = [row["perf/cpu_s"] for row in rows]
-    quality = [row["metric/psnr_db"] for row in rows]
-    blank = rows[-1].get("baseline/blank/psnr_db")
+    seconds, quality = [x for x, _ in known], [y for _, y in known]
+    blank = next((b for row in rows if (b := row.get("baseline/blank/psnr_db")) is not None), None)
     report.heading("Quality against cost").curves(
         {"student against teacher": (seconds, quality)},
         "CPU seconds",

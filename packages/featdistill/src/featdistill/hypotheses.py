@@ -130,14 +130,16 @@ def _orders(shown: Tensor, wanted: Tensor) -> Iterator[tuple[str, list[int]]]:
         yield "ordered by name (0, 1, 10, 2)", inverse
         yield "ordered by name on the other side", by_name
     yield "reversed", list(range(n))[::-1]
-    yield "one late", [*range(1, n), 0]
-    yield "one early", [n - 1, *range(n - 1)]
     small = [
         torch.nn.functional.adaptive_avg_pool2d(pictures, 24).flatten(1).double()
         for pictures in (shown, wanted)
     ]
     cost = torch.cdist(small[1], small[0]).square()  # [reference, render]
     _, best = linear_sum_assignment(cost.numpy())
+    late = int(np.bincount((best - np.arange(n)) % n).argmax())  # the commonest displacement
+    if late:
+        name = f"late by {late}" if late <= n // 2 else f"early by {n - late}"
+        yield name, [(i + late) % n for i in range(n)]
     yield "shuffled", best.tolist()
 
 

@@ -20,7 +20,7 @@ from loom.errors import UserError
 from loom.loop import Every, FitResult, Losses, Shard, Term, TrainState, fit
 from loom.run import Run
 from loom.sampling import draw_rng, epoch_indices
-from torch import Tensor, nn
+from torch import Tensor
 
 from featdistill.cameras import Cameras
 from featdistill.data.nerf_synthetic import Views, read_views
@@ -187,7 +187,7 @@ class TeacherLoss:
         """Take the weights."""
         self.weights = config.loss
 
-    def __call__(self, model: nn.Module, target: Target, step: int) -> Losses:
+    def __call__(self, model: GaussianModel, target: Target, step: int) -> Losses:
         """Return the terms that have a weight."""
         gaussians = model()
         shown = render(gaussians, target.camera)
@@ -245,7 +245,7 @@ class TestViews:
         count = min(frames, len(views))
         self.views = views[[i * len(views) // count for i in range(count)]]
 
-    def __call__(self, model: nn.Module) -> dict[str, float | None]:
+    def __call__(self, model: GaussianModel) -> dict[str, float | None]:
         """Return `metric/psnr_db`."""
         return {"metric/psnr_db": psnr_on_white(model(), self.views)}
 

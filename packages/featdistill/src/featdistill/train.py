@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from loom.errors import UserError
+from loom.errors import GateMissed, UserError
 from loom.evaluation.images import psnr_db
 from loom.gates import Baseline, Gate, Invariant
 from loom.loop import Every, FitResult, Losses, Prefetch, Term, TrainState, fit
+from loom.native import cores_for_kernels
 from loom.run import Run
 from loom.sampling import Shard
 from torch import Tensor
 
 from featdistill import losses
+from featdistill.assess import leave_pictures
 from featdistill.cameras import Cameras, orbit_poses
 from featdistill.config import FEATURE_DIM, PROGRESS_NAME, DataSection, PhaseConfig, TrainConfig
 from featdistill.data.nerf_synthetic import read_cameras
@@ -39,7 +42,6 @@ from featdistill.supervision import (
     render_frames,
 )
 
-CELL_ADAM = {"betas": (0.9, 0.99), "eps": 1e-12}
 MASK_COLLAPSE = 0.05
 MASK_COLLAPSE_RECORDS = 3
 
@@ -103,6 +105,8 @@ def with_extra_poses(cameras: Cameras, count: int, generator: torch.Generator) -
 def new_student(config: TrainConfig, teacher: Teacher, generator: torch.Generator) -> Student:
     """Place a student around the teacher, loosely: training prunes what it never shows."""
     box = field.bounding_box(teacher.gaussians)
+    if config.student.bbox is not None:
+        box = torch.tensor(config.student.bbox)
     shape = occupancy.voxel_shape(box, config.student.occupancy_resolution)
     blur = field.screen_blur(teacher.training.focal_px, teacher.typical_distance)
     filled = field.solid(teacher.gaussians, occupancy.voxel_centres(box, shape), blur=blur)
@@ -291,7 +295,11 @@ class Evaluation:
             rgba, _ = render_image(student, self.frames.cameras[index])
             scores.append(psnr_db(on_white(rgba).numpy(), wanted))
         mean = sum(scores) / len(scores)
-        return {"metric/psnr_db": mean, "baseline/blank/psnr_db": self.blank_db}
+        return {
+            "metric/psnr_db": mean,
+            "baseline/blank/psnr_db": self.blank_db,
+            "perf/cpu_s": time.process_time(),
+        }
 
 
 def on_white(rgba: Tensor) -> Tensor:
@@ -305,9 +313,14 @@ def new_optimizer(student: Student) -> CellAdam:
     return CellAdam(
         [
             {"name": "student", "params": [student.weights, student.head]},
-            {"name": "projector", "params": list(student.projector.parameters())},
+            {
+                "name": "projector",
+                "params": list(student.projector.parameters()),
+                "per_cell": False,
+            },
         ],
-        **CELL_ADAM,
+        betas=(0.9, 0.99),
+        eps=1e-12,
     )
 
 
@@ -327,29 +340,43 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     evaluation = Evaluation(config, teacher)
     restarts = frozenset(_volume_ends(config.train.phases))
 
+    def before_step(step: int) -> None:
+        phase = config.train.phase_at(step)
+        if step == config.train.phase_start(phase):
+            run.info(f"Enter {phase.name} at step {step}: optimize={list(phase.optimize)}")
+
     def after_step(step: int) -> None:
         pruning.after_update(step + 1)
         if step + 1 in restarts:  # moments of another loss mislead the first steps of this one
             state.optimizer.state.clear()
 
-    result = fit(
-        run,
-        state,
-        steps=config.train.max_steps,
-        batch=Prefetch(supervision.batch),
-        loss=Distillation(config, pruning.max_weight),
-        lr=config.train.lr_at,
-        trainable=lambda step: config.train.phase_at(step).optimize,
-        evaluate=Every(config.evaluation.interval, evaluation),
-        gates=(blank_gate(config), *config.gates),
-        invariants=invariants(config),
-        after_step=after_step,
-        clip_norm=config.train.gradient_clip_norm,
-        log_interval=config.log_interval,
-        checkpoint_interval=config.checkpoint_interval,
-        metric_for_best="metric/psnr_db",
-        progress_name=PROGRESS_NAME,
-    )
+    try:
+        with cores_for_kernels():
+            result = fit(
+                run,
+                state,
+                steps=config.train.max_steps,
+                batch=Prefetch(supervision.batch),
+                loss=Distillation(config, pruning.max_weight),
+                lr=config.train.lr_at,
+                trainable=lambda step: config.train.phase_at(step).optimize,
+                evaluate=Every(config.evaluation.interval, evaluation),
+                gates=(blank_gate(config), *config.gates),
+                invariants=invariants(config),
+                before_step=before_step,
+                after_step=after_step,
+                clip_norm=config.train.gradient_clip_norm,
+                log_interval=config.log_interval,
+                checkpoint_interval=config.checkpoint_interval,
+                metric_for_best="metric/psnr_db",
+                progress_name=PROGRESS_NAME,
+            )
+    except GateMissed:
+        if run.is_main:
+            cameras = evaluation.frames.cameras
+            leave_pictures(state.ema_model, teacher.gaussians, cameras, run.dir)
+            run.info(f"[gate] `featdistill diagnose {run.dir}` looks at what it showed")
+        raise
     return state.ema_model, result
 
 

@@ -100,11 +100,15 @@ def render_pixels(
     return RenderedPixels(blended, transmittance)
 
 
+def library() -> native.Library | native.Unavailable:
+    """The compiled kernel, or why there is none."""
+    return native.library("featdistill_raster", sources=[SOURCE])
+
+
 def _implementation(gaussians: Gaussians, impl: str) -> str:
     if impl == "auto" and gaussians.means.dtype != torch.float32:
         return "torch"
-    library = native.library("featdistill_raster", sources=[SOURCE])
-    return native.choose(impl, library, gaussians.means.device)
+    return native.choose(impl, library(), gaussians.means.device)
 
 
 class _View(ctypes.Structure):
@@ -132,10 +136,10 @@ class _Kernel:
 
 
 def _kernel() -> _Kernel:
-    library = native.library("featdistill_raster", sources=[SOURCE])
-    if isinstance(library, native.Unavailable):
-        raise RuntimeError(library.reason)
-    return _functions(library)
+    built = library()
+    if isinstance(built, native.Unavailable):
+        raise RuntimeError(built.reason)
+    return _functions(built)
 
 
 @functools.cache
