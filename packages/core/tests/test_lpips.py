@@ -1,5 +1,7 @@
 import hashlib
 import warnings
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +12,14 @@ from loom.evaluation import lpips as room
 from loom.evaluation.images import Pair, evaluate_pairs
 from loom.evaluation.lpips import Lpips, gather_weights
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import lpips as peer
-    import torchvision
-
 TRUNKS = {"vgg": ("vgg16-00000000.pth", "vgg.pth"), "alex": ("alexnet-00000000.pth", "alex.pth")}
 
 
+@cache
 def trunk_state(net: str) -> dict[str, torch.Tensor]:
     """Random weights of the trunk in torchvision's own layout, scaled so that no layer dies."""
+    import torchvision
+
     model = torchvision.models.vgg16 if net == "vgg" else torchvision.models.alexnet
     with torch.device("meta"):
         shapes = {
@@ -38,7 +38,10 @@ def write_weights(folder: Path, net: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     # torchvision's files hold the classifier too; it must not matter.
     torch.save(trunk_state(net) | {"classifier.0.weight": torch.zeros(2, 2)}, folder / trunk)
-    shipped = Path(peer.__file__).parent / "weights" / "v0.1" / heads
+    package = find_spec("lpips")
+    assert package is not None
+    assert package.origin is not None
+    shipped = Path(package.origin).parent / "weights" / "v0.1" / heads
     (folder / heads).write_bytes(shipped.read_bytes())
     return folder
 
@@ -58,13 +61,15 @@ def ours(net, folder) -> Lpips:
     return Lpips.from_files(folder, net)
 
 
-def pictures(seed: int, size: int = 64) -> torch.Tensor:
-    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(seed))
+def pictures(seed: int, height: int = 64, width: int = 70) -> torch.Tensor:
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 def peer_distance(net: str) -> torch.nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import lpips as peer
+
         theirs = peer.LPIPS(net=net, pnet_rand=True, verbose=False)
     features = {key.removeprefix("features."): value for key, value in trunk_state(net).items()}
     for name, _ in list(theirs.net.named_parameters()):

@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from loom.errors import UserError
 from loom.record import EVENTS_FOLDER, METRICS_FILE, TABLE_FILE, Records, read_records
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def table(directory: Path) -> list[dict[str, str]]:
@@ -207,6 +207,22 @@ def test_closed_records_take_nothing(tmp_path):
     records.close()
     with pytest.raises(ValueError, match="step 3 was recorded after"):
         records.record(3, {"x": 1.0})
+
+
+def test_a_row_that_does_not_fit_leaves_no_part_of_itself(tmp_path):
+    with Records(tmp_path) as records:
+        records.record(1, {"x": 1.0})
+        before = (tmp_path / METRICS_FILE).read_bytes()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+        try:
+            with pytest.raises((UserError, OSError), match=r"(?i)too large"):
+                records.record(2, {"x": 2.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (tmp_path / METRICS_FILE).read_bytes() == before
+        records.record(3, {"x": 3.0})
+    assert [row["step"] for row in read_records(tmp_path)] == [1, 3]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ closed the pipe is no error. Nothing here imports torch, so `--help` is quick.
     main = partial(run_app, app)
 """
 
+import importlib
 import importlib.metadata
 import os
 import sys
@@ -35,7 +36,7 @@ ConfigOption = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         help="Settings by dotted key (train.lr=5e-4, train.phases.0.end_step=100), or group=name.",
         show_default=False,
     ),
@@ -190,7 +191,204 @@ def run_app(app: typer.Typer) -> None:
             _drop_output()
 
 
+def add_config_commands(app: typer.Typer, model: str = "", default: Path | None = None) -> None:
+    """Give an application `config show` and `schedule`.
+
+    Args:
+        app: The application.
+        model: The config class as `package.module:Class`, imported when a command needs it; without
+            one the commands have an option `--model`.
+        default: The file that is taken when none is named.
+    """
+    ModelOption = Annotated[
+        str, typer.Option("--model", help="package.module:Class of the config.", hidden=bool(model))
+    ]
+    Settings = Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG] KEY=VALUE", help="A YAML file or a run, then overrides."),
+    ]
+    group = typer.Typer(help="Settings and where they come from.", no_args_is_help=True)
+    app.add_typer(group, name="config")
+
+    @group.command("show")
+    def show_config(
+        settings: Settings = None, config: ConfigOption = default, model: ModelOption = model
+    ) -> None:
+        """Print the merged settings, each with the file and line it came from."""
+        from loom.config import plain, resolve, show
+        from loom.runs import saved_config, saved_origins
+
+        config, overrides = _config_and_overrides(settings, config)
+        if config is not None and config.is_dir() and not overrides:
+            typer.echo(show(saved_config(config), saved_origins(config)))
+            return
+        resolved = resolve(_import_model(model), config, overrides)
+        typer.echo(show(plain(resolved.config), resolved.origins))
+
+    @app.command()
+    def schedule(
+        settings: Settings = None,
+        config: ConfigOption = default,
+        model: ModelOption = model,
+        steps: Annotated[
+            int | None, typer.Option(min=1, help="Last step (default: the config's max_steps).")
+        ] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    ) -> None:
+        """Draw every value that changes over training."""
+        import json
+
+        from loom.config import resolve
+        from loom.drawing import schedule_lines, schedule_values
+
+        config, overrides = _config_and_overrides(settings, config)
+        values = schedule_values(resolve(_import_model(model), config, overrides).config, steps)
+        typer.echo(json.dumps(values) if as_json else "\n".join(schedule_lines(values)))
+
+
+def _config_and_overrides(
+    settings: list[str] | None, config: Path | None
+) -> tuple[Path | None, list[str]]:
+    """Take a first argument that is no assignment for the config."""
+    arguments = list(settings or ())
+    if arguments and "=" not in arguments[0]:
+        config = Path(arguments.pop(0))
+    return config, arguments
+
+
+def _import_model(name: str) -> type[Any]:
+    """Import `package.module:Class`."""
+    from loom.config import Config
+
+    module, _, attribute = name.partition(":")
+    hint = "write --model package.module:Class, or use the thread's own command"
+    if not attribute:
+        raise UserError(f"{name or 'nothing'} does not name a config class", hint=hint)
+    try:
+        model = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise UserError(f"{module} cannot be imported: {error}", hint=hint) from error
+    if not isinstance(model, type) or not issubclass(model, Config):
+        raise UserError(f"{name} is not a config class", hint=hint)
+    return model
+
+
 app = application("loom", "Look at runs, machines and native code.", package="loom-core")
+add_config_commands(app)
+ext = typer.Typer(help="Native kernels: the tool chain and the builds.", no_args_is_help=True)
+app.add_typer(ext, name="ext")
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+
+
+@app.command()
+def runs(
+    root: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder of the runs.")] = Path(
+        "runs"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs below a folder, the newest last."""
+    import json
+    from dataclasses import asdict
+
+    from loom.drawing import print_table
+    from loom.runs import find_runs
+
+    found = find_runs(root)
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in found], indent=2))
+        return
+    if not found:
+        typer.echo(f"{root}: no runs")
+        return
+    rows = [
+        (each.path, each.state, each.step, each.total, each.began, each.reason) for each in found
+    ]
+    print_table(("run", "state", "step", "of", "began", "reason"), rows)
+
+
+@app.command()
+def watch(
+    run: RunArgument,
+    once: Annotated[bool, typer.Option("--once", help="Show the state and end.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a run until it ends; exit code 0 if it went well, 3 for a missed gate, else 1."""
+    import json
+
+    from loom.runs import EXIT_CODES, follow, status_line
+
+    status: dict[str, Any] = {}
+    for status in follow(run, once=once):
+        typer.echo(json.dumps(status) if as_json else status_line(status))
+    raise typer.Exit(EXIT_CODES.get(str(status.get("state")), 1))
+
+
+@app.command()
+def compare(first: RunArgument, second: RunArgument) -> None:
+    """Show the settings in which two runs differ, and their last metrics side by side."""
+    from loom.drawing import print_table
+    from loom.runs import compare as compare_runs
+
+    changed, metrics = compare_runs(first, second)
+    typer.echo("\n".join(changed) if changed else "the settings are the same")
+    if metrics:
+        print_table(("metric", first.name, second.name), metrics)
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File (default: RUN/report.html).")
+    ] = None,
+) -> None:
+    """Write a run's report: one HTML file that needs nothing else."""
+    from loom.report_run import run_report
+
+    typer.echo(run_report(run).write(output or run / "report.html"))
+
+
+@ext.command()
+def info() -> None:
+    """Show the tool chain as it was found, and what has been built."""
+    from loom.native.inventory import toolchain
+
+    found = toolchain()
+    for name, value in vars(found).items():
+        if name != "artefacts":
+            typer.echo(f"{name:<14} {_said(value)}")
+    for artefact in found.artefacts:
+        typer.echo(f"{'built':<14} {artefact.name} {artefact.isa} {artefact.path}")
+
+
+@ext.command()
+def build() -> None:
+    """Compile the kernels of every installed package; exit code 1 if one cannot be."""
+    from loom.native import Library
+    from loom.native.inventory import build_all
+
+    missing = 0
+    for each in build_all():
+        built = isinstance(each.result, Library)
+        missing += not built
+        typer.echo(f"{each.package} {each.name} {each.seconds:.1f} s: {_said(each.result)}")
+    raise typer.Exit(int(missing > 0))
+
+
+def _said(value: Any) -> str:
+    """Write a part of the tool chain in one line."""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    reason = getattr(value, "reason", None)
+    if reason is not None:
+        return f"unavailable: {reason}"
+    if hasattr(value, "__dataclass_fields__"):
+        shown = [str(part) for name, part in vars(value).items() if not name.startswith("_")]
+        return ", ".join(shown)
+    return str(value)
 
 
 def main() -> None:

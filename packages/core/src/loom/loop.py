@@ -11,7 +11,7 @@ gates and checkpoints come after an update and carry the number completed by the
 import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
@@ -30,11 +30,12 @@ from loom.update import Losses, Measured, Precision, Term, Updater
 __all__ = ["Every", "FitResult", "Losses", "Prefetch", "Shard", "Term", "TrainState", "fit"]
 
 B = TypeVar("B")
+M = TypeVar("M", bound=nn.Module)
 _STOP_ASKED, _NOT_FINITE = 1_000, 1_001  # flags the processes agree on, above all signal numbers
 
 
 @dataclass(frozen=True)
-class Every:
+class Every(Generic[M]):
     """An evaluation after each `interval` updates and at the end.
 
     `run` gets the EMA model, in eval mode and without gradients. Its draws from torch's global
@@ -42,7 +43,7 @@ class Every:
     """
 
     interval: int
-    run: Callable[[nn.Module], Mapping[str, float | None]]
+    run: Callable[[M], Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ class FitResult:
 
 def fit(
     run: Run,
-    state: TrainState,
+    state: TrainState[M],
     *,
     steps: int,
     batch: Callable[[int, Shard], B],
-    loss: Callable[[nn.Module, B, int], Losses],
+    loss: Callable[[M, B, int], Losses],
     lr: Callable[[int], float | Mapping[str, float]],
     trainable: Callable[[int], Collection[str]] | None = None,
-    evaluate: Every | None = None,
+    evaluate: Every[M] | None = None,
     gates: Sequence[Gate] = (),
     invariants: Sequence[Invariant] = (),
     before_step: Callable[[int], None] | None = None,

@@ -11,7 +11,7 @@ for (const button of document.querySelectorAll("th button")) {
     const order = (a, b) => {
       const left = value(a), right = value(b);
       if (left === "" || right === "") return (left === "") - (right === "");
-      const sign = numeric ? Math.sign(Number(left) - Number(right)) || 0 : left.localeCompare(right);
+      const sign = numeric ? Math.sign(Number(left) - Number(right)) || 0 : left.localeCompare(right, undefined, { numeric: true });
       return ascending ? sign : -sign;
     };
     const body = table.tBodies[0];
@@ -38,14 +38,17 @@ for (const figure of document.querySelectorAll(".curves")) {
   plot.addEventListener("pointermove", (event) => {
     const area = plot.getBoundingClientRect();
     const wanted = low + (high - low) * Math.min(1, Math.max(0, (event.clientX - area.left) / area.width));
-    let nearest = null;
-    for (const one of data.series)
-      for (const x of one.x) if (nearest === null || Math.abs(x - wanted) < Math.abs(nearest - wanted)) nearest = x;
+    const nearestTo = (x, xs) => xs.reduce(
+      (best, each, at) => (best < 0 || Math.abs(each - x) < Math.abs(xs[best] - x) ? at : best), -1);
+    const nearest = data.series.flatMap((one) => one.x.slice(nearestTo(wanted, one.x)).slice(0, 1))
+      .reduce((best, x) => (best === null || Math.abs(x - wanted) < Math.abs(best - wanted) ? x : best), null);
     if (nearest === null) return hide();
     const rows = [line("", `${data.x_label} ${format(nearest)}`)];
     for (const one of data.series) {
-      const at = one.x.lastIndexOf(nearest);
-      if (at >= 0 && one.y[at] !== null) rows.push(line(one.colour, `${one.name}  ${format(one.y[at])}`));
+      // Long series are thinned each by its own extremes, so theirs may be a neighbouring step.
+      const at = nearestTo(nearest, one.x);
+      if (at < 0 || one.y[at] === null || Math.abs(one.x[at] - nearest) > (high - low) / 100) continue;
+      rows.push(line(one.colour, `${one.name}  ${format(one.y[at])}`));
     }
     const place = high > low ? (nearest - low) / (high - low) : 0.5;
     cursor.style.left = tip.style.left = `${100 * place}%`;

@@ -8,8 +8,6 @@ content gives the same bytes, so two reports can be compared.
 import base64
 import io
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -19,6 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from loom.config import flatten
+from loom.files import explained, write_atomic
 from loom.report_curves import Curves, Series, curves_html, format_number
 
 Cell = str | float | int | bool | None
@@ -33,10 +33,21 @@ _TALL = 25  # a table with more rows scrolls in its own box
 class GateRow(Protocol):
     """What the gates table shows of a gate's result; `loom.gates.GateResult` fits."""
 
-    passed: bool
-    value: float | None
-    limit: float | None
-    message: str
+    @property
+    def passed(self) -> bool:
+        """Whether the value holds against the limit."""
+
+    @property
+    def value(self) -> float | None:
+        """What was measured, or None."""
+
+    @property
+    def limit(self) -> float | None:
+        """What was asked for, or None where it was to be measured and was not."""
+
+    @property
+    def message(self) -> str:
+        """The answer in words."""
 
 
 class Report:
@@ -144,11 +155,10 @@ class Report:
         """Add a configuration with the origin of each value; what is not a default comes first.
 
         Args:
-            values: Nested or flat, by dotted key.
-            origins: Dotted key -> where the value comes from ("default", a file, an option).
+            values: Nested, as `loom.config.plain` gives it.
+            origins: Dotted key -> where the value comes from, as in `Resolved.origins`.
         """
-        flat = flatten(values)
-        rows = [[key, _plain(value), origins.get(key, "")] for key, value in flat.items()]
+        rows = [[key, _plain(value), origins.get(key, "")] for key, value in flatten(values)]
         columns = ("key", "value", "origin")
         chosen = [row for row in rows if row[2] and not row[2].startswith("default")]
         if chosen:
@@ -178,34 +188,15 @@ class Report:
     def write(self, path: Path) -> Path:
         """Write the page atomically: a reader sees the old one or the new one, never half."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-                stream.write(self.html())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        if not path.parent.exists():
+            with explained(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, self.html())
         return path
 
     def _add(self, block: str) -> "Report":
         self._blocks.append(block)
         return self
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one mapping by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
 
 
 def _table(
@@ -215,6 +206,11 @@ def _table(
     *,
     baseline_rows: Iterable[int] = (),
 ) -> str:
+    for row in rows:
+        if len(row) != len(columns):
+            raise ValueError(
+                f"a row of {len(row)} cells in a table of {len(columns)} columns: {row}"
+            )
     numeric = [
         all(row[i] is None or _is_number(row[i]) for row in rows) for i in range(len(columns))
     ]
@@ -276,20 +272,30 @@ def _decimals(values: Sequence[Cell]) -> int | None:
 
 def _gate_row(result: GateRow | Mapping[str, Any]) -> str:
     get = result.get if isinstance(result, Mapping) else lambda key: getattr(result, key, None)
-    value, limit = get("value"), get("limit")
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    value, limit = (_gate_number(get(key)) for key in ("value", "limit"))
+    if value is None or limit is None:
         kind, word = "open", NOT_EVALUATED
     elif get("passed") is True:
         kind, word = "pass", "✓ pass"
     else:
         kind, word = "miss", "✗ miss"
-    name = get("message") or get("name") or get("metric") or ""
     numbers = ["–" if number is None else _shown(number) for number in (value, limit)]
     return (
-        f'<tr><td class="text">{escape(str(name))}</td>'
+        f'<tr><td class="text">{escape(str(get("message") or ""))}</td>'
         f'<td><span class="verdict {kind}">{word}</span></td>'
         f'<td class="number">{numbers[0]}</td><td class="number">{numbers[1]}</td></tr>'
     )
+
+
+def _gate_number(value: object) -> float | None:
+    """Return a gate's number, which in `gates.json` is text where it is infinite or NaN."""
+    if not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
 
 
 def _is_number(value: object) -> bool:

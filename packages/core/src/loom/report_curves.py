@@ -16,6 +16,7 @@ COLUMNS = 400  # a series is thinned to two points per column
 WORTH_A_LOG_SCALE = (
     30.0  # the switch is offered where the highest value is this many times the lowest
 )
+DASHES = ("5 4", "1.5 3", "9 4 2 4")  # of the baselines
 COLOURS = 6  # --c0 ... --c5 in report.css; further series are dashed
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float | None]]]
@@ -73,7 +74,7 @@ def curves_html(curves: Curves) -> str:
     title = f"<span>{escape(curves.y_label)}</span>"
     if not ys:
         return (
-            f'<div class="curves-empty"><div class="top">{title}</div>'
+            f'<div class="no-curves"><div class="top">{title}</div>'
             '<p class="note">No values recorded.</p></div>'
         )
     levels = ys + [value for value in curves.baselines.values() if math.isfinite(value)]
@@ -91,7 +92,7 @@ def curves_html(curves: Curves) -> str:
         f'<div class="top">{title}</div><div class="plot">{"".join(views)}'
         f"{_x_labels(x_axis, curves.x_label)}"
         '<div class="cursor" hidden></div><div class="tip" hidden></div></div>'
-        f"{_legend(series)}{_data(curves, series, x_axis)}</figure>"
+        f"{_legend(series, curves.baselines)}{_data(curves, series, x_axis)}</figure>"
     )
 
 
@@ -159,12 +160,12 @@ def _view(
         shapes.append(f'<path class="rule" d="M0 {place * HEIGHT:.1f}H{WIDTH:.0f}"/>')
         labels.append(_label("tick y", f"top:{100 * place:.2f}%", format_number(tick)))
     shapes.append(f'<path class="axis" d="M0 {HEIGHT:.0f}H{WIDTH:.0f}"/>')
-    for baseline, value in curves.baselines.items():
+    for index, value in enumerate(curves.baselines.values()):
         if y_axis.shows(value):
-            place = 1 - y_axis.place(value)
-            shapes.append(f'<path class="base" d="M0 {place * HEIGHT:.1f}H{WIDTH:.0f}"/>')
-            text = f"{baseline} {format_number(value)}"
-            labels.append(_label("tick base-label", f"top:{100 * place:.2f}%", text))
+            place = (1 - y_axis.place(value)) * HEIGHT
+            dash = DASHES[index % len(DASHES)]
+            rule = f'<path class="base" stroke-dasharray="{dash}" d="M0 {place:.1f}H{WIDTH:.0f}"/>'
+            shapes.append(rule)
     for index, points in enumerate(series.values()):
         shapes.append(_line(index, points, x_axis, y_axis))
     svg = (
@@ -200,14 +201,20 @@ def _x_labels(axis: _Axis, name: str) -> str:
     return "".join(labels) + _label("tick axis-label", "", name)
 
 
-def _legend(series: Mapping[str, Points]) -> str:
-    """Name each series with its last value, which is the one that is quoted."""
+def _legend(series: Mapping[str, Points], baselines: Mapping[str, float]) -> str:
+    """Name each series with its last value, which is the one that is quoted; then the baselines."""
     rows = []
     for index, (name, points) in enumerate(series.items()):
         values = [y for _, y in points if y is not None]
         last = f" <b>{format_number(values[-1])}</b>" if values else " (no values)"
         swatch = f'<i style="background:{_colour(index)}"></i>'
         rows.append(f"<li>{swatch}{escape(name)}{last}</li>")
+    for index, (name, value) in enumerate(baselines.items()):
+        swatch = (
+            '<svg class="swatch" viewBox="0 0 24 3" aria-hidden="true"><path class="base" '
+            f'stroke-dasharray="{DASHES[index % len(DASHES)]}" d="M0 1.5H24"/></svg>'
+        )
+        rows.append(f"<li>{swatch}{escape(name)} <b>{format_number(value)}</b></li>")
     return f'<ul class="legend">{"".join(rows)}</ul>'
 
 

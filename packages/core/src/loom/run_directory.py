@@ -83,6 +83,21 @@ def claim(directory: Path, *, resume: bool = False, archive: bool = False) -> Cl
     return Claim(lock, (directory / RUN_FILE).is_file(), moved)
 
 
+def move_aside(directory: Path) -> Path:
+    """Move a run to `archive/<time stamp>/` beside it; return where it is now.
+
+    Raises:
+        UserError: there is no such directory, or somebody is running in it.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory}: there is no such run", hint="`loom runs` lists the runs")
+    lock = _lock(directory)
+    try:
+        return _archive(directory)
+    finally:
+        lock.release()
+
+
 def _require_vacant(directory: Path, resume: bool) -> None:
     if _is_vacant(directory) or (resume and (directory / RUN_FILE).is_file()):
         return

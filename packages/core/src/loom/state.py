@@ -7,7 +7,7 @@ short run is not ruled by its initial weights (the warm-up of TensorFlow's movin
 import copy
 import json
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,12 +30,15 @@ class Stateful(Protocol):
         ...
 
 
-class TrainState:
+M = TypeVar("M", bound=nn.Module)
+
+
+class TrainState(Generic[M]):
     """Model, EMA, optimiser, scaler, step, generators and extras of a run."""
 
     def __init__(
         self,
-        model: nn.Module,
+        model: M,
         optimizer: torch.optim.Optimizer,
         *,
         ema_decay: float | None = None,

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
-from torch import nn
 
 from loom import distributed
 from loom.errors import UserError
@@ -94,7 +93,7 @@ class Updater(Generic[B]):
         state: TrainState,
         *,
         batch: Callable[[int, Shard], B],
-        loss: Callable[[nn.Module, B, int], Losses],
+        loss: Callable[[Any, B, int], Losses],
         lr: Callable[[int], float | Mapping[str, float]],
         trainable: Callable[[int], Collection[str]] | None,
         accumulate: int,

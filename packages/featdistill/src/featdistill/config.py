@@ -4,12 +4,14 @@ A file written for the notes' pipeline loads unchanged once `data` names a teach
 removed on the way say so. Every default was chosen by measurement on the LEGO scene at 200x200.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from loom.config import Config
 from loom.gates import Gate
-from loom.schedule import Constant, Piecewise, Ramp, Schedule, WarmupCosine
+from loom.schedule import Constant, Ramp, Schedule, WarmupCosine
 from pydantic import Field, model_validator
 
 from featdistill.student_config import StudentConfig
@@ -64,7 +66,7 @@ class PhaseConfig(Config):
     `target: image` supervises rays by the teacher's renders.
     """
 
-    removed_keys: ClassVar[dict[str, str]] = {
+    removed_keys: ClassVar[Mapping[str, str]] = {
         "freeze_student": "list what learns in `optimize` instead; the student is frozen in a "
         "phase whose `optimize` does not name it",
         "force_feature_on": "the feature loss is on in every phase that optimises only the "
@@ -137,22 +139,42 @@ class TrainSection(Config):
         return self.lr_schedule_steps or self.max_steps
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step `step`, a pure function of the step."""
-        return self.lr_of(self.phase_at(step)).at(step)
+        """Learning rate of the update after `step` completed ones."""
+        return self.lr_schedule_by_phase().at(step)
 
-    def lr_of(self, phase: PhaseConfig) -> Schedule:
-        """The learning-rate schedule in force during a phase."""
-        start = self.phase_start(phase)
-        if phase.lr is not None:
-            length = max(1, phase.end_step - start)
-            warmup = int(self.lr_warmup * length)
-            return WarmupCosine(phase.lr, warmup, length, self.lr_floor * phase.lr, begin=start)
-        if self.lr_schedule == "constant":
-            return Constant(self.lr)
-        start = self.image_start
-        length = max(1, self.schedule_steps - start)
-        warmup = int(self.lr_warmup * length)
-        return WarmupCosine(self.lr, warmup, length, self.lr_floor * self.lr, begin=start)
+    def lr_schedule_by_phase(self) -> "PhasedSchedule":
+        """The learning rate over the whole run.
+
+        A phase with an `lr` of its own has a whole cosine of its own; the others share one, which
+        begins with the first image phase.
+        """
+        pieces = []
+        for phase in self.phases:
+            begin = self.phase_start(phase)
+            if phase.lr is not None:
+                origin, schedule = begin, self._cosine(phase.lr, phase.end_step - begin)
+            elif self.lr_schedule == "constant":
+                origin, schedule = begin, Constant(self.lr)
+            else:
+                origin = self.image_start
+                schedule = self._cosine(self.lr, max(1, self.schedule_steps - origin))
+            pieces.append((begin, origin, schedule))
+        return PhasedSchedule(tuple(pieces))
+
+    def _cosine(self, peak: float, total: int) -> WarmupCosine:
+        return WarmupCosine(peak, int(self.lr_warmup * total), total, self.lr_floor * peak)
+
+
+@dataclass(frozen=True)
+class PhasedSchedule:
+    """Schedules that follow each other: (first step, step that it counts from, schedule) each."""
+
+    pieces: tuple[tuple[int, int, Schedule], ...]
+
+    def at(self, step: int) -> float:
+        """The value of the piece that a step lies in."""
+        current = [piece for piece in self.pieces if piece[0] <= step][-1]
+        return current[2].at(step - current[1])
 
 
 class WeightWarmupConfig(Config):
@@ -284,7 +306,7 @@ class PruneSection(Config):
 class TrainConfig(Config):
     """Everything that `featdistill train` depends on."""
 
-    removed_keys: ClassVar[dict[str, str]] = PhaseConfig.removed_keys
+    removed_keys: ClassVar[Mapping[str, str]] = PhaseConfig.removed_keys
 
     name: str = "distill"
     seed: int = Field(0, ge=0)
@@ -317,11 +339,8 @@ class TrainConfig(Config):
 
     def schedules(self) -> dict[str, Schedule]:
         """Every value of the configuration that changes with the step."""
-        phases = self.train.phases
-        starts = [self.train.phase_start(phase) for phase in phases]
-        lr = Piecewise(tuple(zip(starts, (self.train.lr_of(p) for p in phases), strict=True)))
         return {
-            "lr": lr,
+            "lr": self.train.lr_schedule_by_phase(),
             "loss.opacity": self.loss.opacity.weight_at(),
             "loss.feature_l2": self.loss.feature_l2.weight_at(),
             "loss.feature_cos": self.loss.feature_cos.weight_at(),

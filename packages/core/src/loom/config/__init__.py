@@ -15,7 +15,7 @@ keeps only the keys its new variant knows. An override reaches into a list by in
 `train.phases.0.lr=1e-4`.
 """
 
-from loom.config.model import Config, config_hash, differences, flatten, plain, to_yaml
+from loom.config.model import Config, config_hash, differences, flatten, plain, sections, to_yaml
 from loom.config.resolving import Resolved, parse_yaml, read_yaml, resolve, show
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "plain",
     "read_yaml",
     "resolve",
+    "sections",
     "show",
     "to_yaml",
 ]

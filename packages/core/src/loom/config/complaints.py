@@ -8,7 +8,7 @@ from typing import Any
 import pydantic
 
 from loom.config import shape
-from loom.config.layers import Layers
+from loom.config.layers import DEFAULT, Layers
 from loom.config.model import short
 from loom.config.text import Path
 from loom.errors import UserError
@@ -184,10 +184,17 @@ def _model_at(path: Path, layers: Layers) -> shape.Section | None:
 
 
 def _where(path: Path, layers: Layers, source: str) -> str:
-    """Return the origin of a value, or of the nearest section around it."""
-    for length in range(len(path), -1, -1):
+    """Return where a value was set; for a section of defaults, where its latest part was."""
+    inside = [
+        origin
+        for known, origin in layers.origins.items()
+        if known[: len(path)] == path and len(known) > len(path) and origin != DEFAULT
+    ]
+    for length in range(len(path), 0, -1):
         origin = layers.origins.get(path[:length])
-        if origin is not None and length:
+        if origin == DEFAULT and inside:
+            return inside[-1]
+        if origin is not None:
             return origin
     return source
 

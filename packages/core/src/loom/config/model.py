@@ -4,11 +4,19 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import pydantic
 
 from loom.config import text
+
+
+class Schedule(Protocol):
+    """Anything with a value at each step; those of `loom.schedule` fit."""
+
+    def at(self, step: int) -> float:
+        """Return the value at a step."""
+        ...
 
 
 class Config(pydantic.BaseModel):
@@ -30,9 +38,30 @@ class Config(pydantic.BaseModel):
     removed_keys: ClassVar[Mapping[str, str]] = {}
     """Keys of this section that earlier versions had -> what to do instead, in one sentence."""
 
+    free_on_resume: ClassVar[frozenset[str]] = frozenset()
+    """Dotted keys, or sections, of the whole config that a resumed run may change."""
+
     def notices(self) -> Iterable[str]:
         """Return sentences for the user about settings that are legal but probably unwanted."""
         return ()
+
+    def schedules(self) -> Mapping[str, Schedule]:
+        """Return the values of this section that change over training, by name."""
+        return {}
+
+
+def sections(config: pydantic.BaseModel, place: str = "") -> Iterator[tuple[str, Config]]:
+    """Yield (dotted path, section) for a config and every section inside it."""
+    if isinstance(config, Config):
+        yield place, config
+    for name, value in config:
+        path = f"{place}.{name}" if place else name
+        if isinstance(value, pydantic.BaseModel):
+            yield from sections(value, path)
+        elif isinstance(value, tuple | list):
+            for index, item in enumerate(value):
+                if isinstance(item, pydantic.BaseModel):
+                    yield from sections(item, f"{path}.{index}")
 
 
 def plain(config: pydantic.BaseModel) -> dict[str, Any]:

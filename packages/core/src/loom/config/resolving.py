@@ -14,7 +14,7 @@ from loom import files
 from loom.config import text
 from loom.config.complaints import explain
 from loom.config.layers import DEFAULT, Layers
-from loom.config.model import Config, flatten, plain, short
+from loom.config.model import Config, flatten, plain, sections, short
 from loom.errors import UserError
 
 C = TypeVar("C", bound=Config)
@@ -73,10 +73,12 @@ def resolve(
         UserError: Something is unknown, removed, missing, of a wrong type or out of range.
     """
     layers = Layers(model)
+    remarks: list[str] = []
     if source is not None:
         source = _config_file(Path(source))
         for path, document in _chain(source, ()):
             _lay_file(layers, document, str(path), ())
+            remarks += document.notices
         groups = groups or source.parent / "groups"
     assignments: list[tuple[str, Any, str]] = []
     for argument in overrides or ():
@@ -95,16 +97,21 @@ def resolve(
     origins = {
         path: layers.origins.get(_as_keys(path), DEFAULT) for path, _ in flatten(plain(config))
     }
-    return Resolved(config, origins, label, (*notices, *_advice(config)))
+    return Resolved(config, origins, label, (*remarks, *notices, *_advice(config)))
 
 
-def show(resolved: Resolved[Any]) -> str:
-    """Write every value with its origin, one `KEY=VALUE  # origin` per line."""
-    leaves = dict(flatten(plain(resolved.config)))
+def show(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """Write every value with its origin, one `KEY=VALUE  # origin` per line.
+
+    Args:
+        values: The config as plain values.
+        origins: Dotted path -> origin, as in `Resolved.origins`.
+    """
+    leaves = dict(flatten(values))
     lines = [f"{path}={short(value, limit=10_000)}" for path, value in leaves.items()]
     width = min(max(map(len, lines), default=0), 60)
     return "\n".join(
-        f"{line:<{width}}  # {resolved.origins[path]}"
+        f"{line:<{width}}  # {origins.get(path, 'unknown')}"
         for line, path in zip(lines, leaves, strict=True)
     )
 
@@ -227,14 +234,6 @@ def _validated(model: type[C], layers: Layers, source: str) -> C:
         raise explain(error, layers, source) from None
 
 
-def _advice(config: pydantic.BaseModel, prefix: str = "") -> Iterator[str]:
-    """Yield the notices of a config and of every section inside it, with their paths."""
-    if isinstance(config, Config):
-        yield from (f"{prefix}: {note}" if prefix else note for note in config.notices())
-    for name, value in config:
-        items = value if isinstance(value, tuple | list) else (value,)
-        for index, item in enumerate(items):
-            if isinstance(item, pydantic.BaseModel):
-                place = f"{prefix}.{name}" if prefix else name
-                place += f".{index}" if items is value else ""
-                yield from _advice(item, place)
+def _advice(config: Config) -> Iterator[str]:
+    for place, section in sections(config):
+        yield from (f"{place}: {note}" if place else note for note in section.notices())

@@ -8,7 +8,8 @@ aliases are bounded.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -43,6 +44,10 @@ class Text:
 
     value: Any
     lines: dict[Path, int]
+    notices: tuple[str, ...] = ()
+
+
+_TIGHT_KEY = re.compile(r"^(\s*[A-Za-z_][\w-]*:)(?=[\[{])", re.MULTILINE)
 
 
 class _TooDeep(yaml.MarkedYAMLError):
@@ -74,8 +79,20 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    """Escape what a plain or single-quoted scalar would read back as a plain line break."""
+    special = any(character in "\r\x85\u2028\u2029\ufeff" for character in value)
+    return dumper.represent_scalar(_TAG + "str", value, style='"' if special else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def parse(text: str, source: str) -> Text:
     """Parse one YAML document.
+
+    A key that stands tight before a bracket (`loss:{ weight: 1 }`) makes a text that is no YAML; it
+    is read as it was meant, and a notice names the line.
 
     Args:
         text: The document; an empty one is None.
@@ -98,6 +115,10 @@ def parse(text: str, source: str) -> Text:
             hint="remove the control character, or write it as an escape in double quotes",
         ) from error
     except yaml.MarkedYAMLError as error:
+        spaced = _TIGHT_KEY.sub(r"\1 ", text)
+        if spaced != text:
+            meant = parse(spaced, source)
+            return replace(meant, notices=tuple(_tight_keys(text, source)))
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}" if mark else source
         raise UserError(
@@ -112,6 +133,14 @@ def parse(text: str, source: str) -> Text:
         return Text(None, {})
     builder = _Builder(source)
     return Text(builder.build(root, ()), builder.lines)
+
+
+def _tight_keys(text: str, source: str) -> Iterator[str]:
+    """Name the lines that lack a space after a key."""
+    for match in _TIGHT_KEY.finditer(text):
+        line = text.count("\n", 0, match.start(1)) + 1
+        key = match[1].strip()
+        yield f"{source}:{line}: `{key}` has no space after its colon; read as if it had"
 
 
 class _Builder:

@@ -7,7 +7,8 @@ from the files. Three conventions differ between published tables, and are fixed
   the frames; the PSNR of the mean error is a different and smaller number.
 - SSIM (Wang et al. 2004, eq. 13; gaussian 11x11, sigma 1.5, biased moments, mean over channels)
   depends on the border: `ssim` is the "padded" window of the 3D Gaussian Splatting code, which
-  reads zeros beyond the border; `ssim_valid` averages only windows that lie inside the picture.
+  reads zeros beyond the border; `ssim_valid` averages only windows that lie inside the picture, as
+  scikit-image does. torchmetrics 1.9 reflects the picture at its border, which is a third number.
 - LPIPS needs weights by file (`loom.evaluation.lpips`); without them it is None, never a proxy.
 """
 

@@ -75,9 +75,7 @@ def bootstrap_interval(
     if len(data) < 2:
         return Undefined(f"{len(data)} value, an interval needs 2")
     estimate = float(statistic(data, axis=0))
-    if (
-        np.ptp(data) == 0
-    ):  # every resample is the sample: BCa divides by zero, the interval is exact
+    if np.ptp(data) == 0:  # BCa divides by zero, though every resample agrees and this is exact
         return Interval(estimate, estimate, estimate, confidence, len(data))
     found = stats.bootstrap(
         (data,),

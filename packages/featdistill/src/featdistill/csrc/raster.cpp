@@ -11,15 +11,16 @@
 
 namespace raster {
 
-// Raw parameters of all gaussians, or their gradients.
-template <class Float>
-struct Rows {
-  Float *means, *log_scales, *quaternions, *logits, *sh;
-  Row<Float> at(int64_t i) const {
-    return {means + 3 * i, log_scales + 3 * i, quaternions + 4 * i, logits + i,
-            sh ? sh + 3 * kSh * i : nullptr};
-  }
-};
+// Calls body(lanes) for groups of consecutive gaussians.
+template <class Body>
+void for_lanes(int64_t n, int threads, Body&& body) {
+  const int64_t groups = (n + kLanes - 1) / kLanes;
+  loom::parallel_ranges(groups, threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t group = begin; group < end; ++group)
+      body(Lanes{group * kLanes,
+                 static_cast<int>(std::min<int64_t>(kLanes, n - group * kLanes))});
+  });
+}
 
 struct DepthKey {
   uint32_t bits;  // of a positive float, which sort like the float
@@ -66,9 +67,7 @@ int64_t raster_project(const View* view, int64_t n, const float* means, const fl
                        const float* quaternions, const float* logits, const float* sh,
                        Splat* splats, Rect* rects, int32_t* order, int64_t* offsets, int threads) {
   const Rows<const float> rows{means, log_scales, quaternions, logits, sh};
-  loom::parallel_ranges(n, threads, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) rects[i] = project(*view, rows.at(i), splats[i]);
-  });
+  for_lanes(n, threads, [&](Lanes lanes) { project(*view, rows, lanes, splats, rects); });
   std::vector<DepthKey> keys;
   keys.reserve(n);
   offsets[0] = 0;
@@ -130,7 +129,7 @@ void raster_blend(const View* view, const Splat* splats, const float* channels, 
 
 // Gradients of the raw parameters, and of the channels where wanted (d_channels not null), from
 // those of the image. d_planes has `held` + extra planes: 3 without a gradient for depth, else 4.
-// `moments` is room for [pairs][10 + extra]. Rows of gaussians that are not seen become zero.
+// `moments` is room for [pairs][kMoments + extra]. Rows of gaussians that are not seen become zero.
 void raster_backward(const View* view, int64_t n, const float* means, const float* log_scales,
                      const float* quaternions, const float* logits, const float* sh,
                      const Splat* splats, const int64_t* offsets,
@@ -168,27 +167,25 @@ void raster_backward(const View* view, int64_t n, const float* means, const floa
 
   const Rows<const float> rows{means, log_scales, quaternions, logits, sh};
   const Rows<float> grads{d_means, d_log_scales, d_quaternions, d_logits, d_sh};
-  const int stride = 10 + extra;
-  loom::parallel_ranges(n, threads, [&](int64_t begin, int64_t end, int) {
-    std::vector<float> total(stride);
-    for (int64_t i = begin; i < end; ++i) {
-      std::fill(total.begin(), total.end(), 0.0f);
-      for (int64_t slot = offsets[i]; slot < offsets[i + 1]; ++slot)
-        for (int k = 0; k < stride; ++k) total[k] += moments[slot * stride + k];
-      if (d_channels) std::copy_n(total.data() + 10, extra, d_channels + i * extra);
-      const Row<float> grad = grads.at(i);
-      if (offsets[i] == offsets[i + 1]) {
-        std::fill_n(grad.mean, 3, 0.0f);
-        std::fill_n(grad.log_scale, 3, 0.0f);
-        std::fill_n(grad.quaternion, 4, 0.0f);
-        grad.logit[0] = 0.0f;
-        std::fill_n(grad.sh, 3 * kSh, 0.0f);
-        continue;
+  for_lanes(n, threads, [&](Lanes lanes) {
+    float total[kMoments][kLanes] = {}, is_seen[kLanes] = {};
+    for (int lane = 0; lane < lanes.count; ++lane) {
+      const int64_t i = lanes.first + lane;
+      is_seen[lane] = offsets[i + 1] > offsets[i];
+      if (d_channels) std::fill_n(d_channels + i * extra, extra, 0.0f);
+      for (int64_t slot = offsets[i]; slot < offsets[i + 1]; ++slot) {
+        const float* sums = moments + slot * (kMoments + extra);
+        for (int k = 0; k < kMoments; ++k) total[k][lane] += sums[k];
+        if (d_channels)
+          for (int k = 0; k < extra; ++k) d_channels[i * extra + k] += sums[kMoments + k];
       }
-      Moments m{total[0], total[1], total[2], total[3], total[4], total[5], {}};
-      std::copy_n(total.data() + 6, 4, m.feature);
-      project_backward(*view, rows.at(i), splats[i], m, grad);
+      for (int k = 0; k < 3; ++k)  // a colour clamped at black has no gradient
+        if (!(splats[i].feature[k] > 0)) total[6 + k][lane] = 0.0f;
     }
+    vf m[kMoments];
+    for (int k = 0; k < kMoments; ++k) m[k] = vf::load(total[k]);
+    const Moments sums{m[0], m[1], m[2], m[3], m[4], m[5], {m[6], m[7], m[8], m[9]}};
+    project_backward(*view, rows, lanes, vf(0.0f) < vf::load(is_seen), sums, grads);
   });
 }
 

@@ -6,21 +6,15 @@
 // gradient of the loss by alpha_i is T_i (f_i . g) - R_i / (1 - alpha_i), and R starts from the
 // blended image itself. No list of contributors has to be kept.
 #pragma once
-#include <loom/simd.h>
-
 #include <vector>
 
 #include "raster_splat.h"
 
 namespace raster {
 
-using loom::fma;
-using loom::fnma;
-using loom::mask;
-using loom::vf;
-
 constexpr int kArea = kTile * kTile;
 constexpr int kVectors = kTile / vf::width;  // per row
+constexpr int kMoments = 10;  // sums per gaussian and tile, before those of the channels
 
 // What one thread needs for one tile; planes are [kTile][kTile].
 struct Scratch {
@@ -149,7 +143,7 @@ template <int held>
 void blend_tile_backward(const View& view, const Splat* splats, const float* channels, int extra,
                          const TileList& tile, const int64_t* slots, Scratch& scratch,
                          float* moments) {
-  const int stride = 10 + extra;
+  const int stride = kMoments + extra;
   float* const t_plane = scratch.transmittance;
   const float* const grads = scratch.grads.data();
   start_transmittance(view, tile.left, tile.top, t_plane);
@@ -212,7 +206,7 @@ void blend_tile_backward(const View& view, const Splat* splats, const float* cha
       slot[4] += loom::sum(sums.y * dx);
       slot[5] += loom::sum(sums.yy);
       for (int k = 0; k < held; ++k) slot[6 + k] += loom::sum(sums.feature[k]);
-      for (int k = 0; k < extra; ++k) slot[10 + k] += loom::sum(more_sums[k]);
+      for (int k = 0; k < extra; ++k) slot[kMoments + k] += loom::sum(more_sums[k]);
     }
   }
 }

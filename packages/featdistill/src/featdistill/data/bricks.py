@@ -24,10 +24,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from loom.errors import UserError
+from loom.files import explained, write_json
 
 from featdistill.cameras import Cameras, focal_from_angle, look_at, orbit_poses
 from featdistill.data.nerf_synthetic import Views, write_views
-from featdistill.data.png import write_whole
+from featdistill.data.png import make_folder
 from featdistill.data.rgba import straighten
 
 ORBIT_RADIUS = 4.031
@@ -304,7 +305,7 @@ def _light(albedo: np.ndarray, normals: np.ndarray, directions: np.ndarray) -> n
     lambert = np.maximum(normals @ _SUN, 0)
     halfway = _SUN - directions
     halfway /= np.linalg.norm(halfway, axis=1, keepdims=True)
-    highlight = np.maximum((normals * halfway).sum(axis=1), 0) ** _SHININESS * (lambert > 0)
+    highlight = np.maximum((normals * halfway).sum(axis=1), 0) ** _SHININESS
     shade = (sky + _DIFFUSE * lambert)[:, None]
     return np.clip(albedo * shade + _SPECULAR * highlight[:, None], 0, 1)
 
@@ -352,19 +353,15 @@ def write_scene(folder: Path, scene: BrickScene | None = None) -> bool:
     if folder.exists() and any(folder.iterdir()):
         _require_same_scene(folder, scene)
         return False
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
-            made = Path(name) / "scene"
-            model = build_model(scene.seed)
-            for split, cameras in (("train", train_cameras(scene)), ("test", test_cameras(scene))):
-                write_views(made, split, render_views(model, cameras, scene.supersampling))
-            write_whole(made / "bricks.json", json.dumps(asdict(scene)).encode())
+    make_folder(folder.parent)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
+        made = Path(name) / "scene"
+        model = build_model(scene.seed)
+        for split, cameras in (("train", train_cameras(scene)), ("test", test_cameras(scene))):
+            write_views(made, split, render_views(model, cameras, scene.supersampling))
+        write_json(made / "bricks.json", asdict(scene))
+        with explained(folder):
             made.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error}", hint="free some space or choose another folder"
-        ) from error
     return True
 
 

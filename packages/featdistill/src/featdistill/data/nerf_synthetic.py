@@ -15,24 +15,24 @@ import json
 import math
 import os
 import warnings
-import zipfile
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from loom.errors import UserError
+from loom.files import write_json
+from loom.native.toolchain import cache_dir
 from torch import Tensor
 
 from featdistill.cameras import Cameras, focal_from_angle
-from featdistill.data.png import decode_png, read_bytes, write_png, write_whole
+from featdistill.data.npz import read_npz, write_npz
+from featdistill.data.png import decode_png, png_size, read_bytes, write_png
 from featdistill.data.rgba import box_filter, premultiply
+from featdistill.data.transforms import Frame, Transforms, read_transforms
 
-_RIGID_TOLERANCE = 1e-3
 _WORTH_CACHING_PIXELS = 4_000_000  # about 0.1 s of decoding; smaller sets are simply decoded again
 _CACHE_FORMAT = "views-1"
 
@@ -73,13 +73,40 @@ class Views:
         return premultiply(self.rgba)
 
 
-class _Frame(NamedTuple):
-    """One entry of a transforms file, checked."""
+def read_cameras(
+    path: Path,
+    *,
+    width: int | None = None,
+    limit: int | None = None,
+    skip: Collection[int] = (),
+) -> Cameras:
+    """Read only the cameras of a `transforms_<split>.json`; its images need not be there.
 
-    index: int
-    name: str
-    image: Path
-    pose: list[list[float]]
+    The image size is "w" and "h" of the file where it has them, else that of the first image, else
+    `width` squared.
+
+    Raises:
+        UserError: The file is missing or damaged, or tells no image size.
+    """
+    transforms = read_transforms(Path(path), limit=limit, skip=skip)
+    first = transforms.frames[0].image
+    size = transforms.size
+    if size is None and first.exists():
+        size = png_size(first)
+    if size is None and width is not None:
+        size = (width, width)
+    if size is None:
+        raise UserError(
+            f"{path} has no image size (w, h), and its first image {first} is missing",
+            hint="give a width, or put the images where the file says",
+        )
+    height = size[1] if width is None else size[1] * width / size[0]
+    if height != int(height) or height < 1:
+        raise UserError(
+            f"{path}: images of {size[0]}x{size[1]} have no whole height at width {width}",
+            hint=f"choose a width that divides {size[0]} evenly",
+        )
+    return _cameras(transforms, width or size[0], int(height))
 
 
 def read_views(
@@ -106,26 +133,19 @@ def read_views(
         UserError: Anything is missing, damaged or inconsistent; the message names the file and the
             frame.
     """
-    folder = Path(folder)
-    path = folder / f"transforms_{split}.json"
-    angle, frames = _read_transforms(path, folder, limit, skip)
+    path = Path(folder) / f"transforms_{split}.json"
+    transforms = read_transforms(path, limit=limit, skip=skip)
+    frames = transforms.frames
     digests = [hashlib.sha256(read_bytes(frame.image)).hexdigest() for frame in frames]
     key = hashlib.sha256(json.dumps([_CACHE_FORMAT, width, digests]).encode()).hexdigest()
     rgba = _read_cache(key)
     if rgba is None or len(rgba) != len(frames):
-        rgba, source_pixels = _decode(frames, path, width)
+        rgba, source_pixels = _decode(transforms, width)
         if source_pixels >= _WORTH_CACHING_PIXELS:
             _write_cache(key, rgba)
-    poses = torch.tensor([frame.pose for frame in frames], dtype=torch.float64)
-    described = [split, angle, poses.tolist(), [frame.name for frame in frames], key]
-    cameras = Cameras(
-        poses.float(),
-        width=rgba.shape[2],
-        height=rgba.shape[1],
-        focal_px=focal_from_angle(rgba.shape[2], angle),
-        names=tuple(frame.name for frame in frames),
-    )
+    described = [transforms.camera_angle_x, [(frame.name, frame.pose) for frame in frames], key]
     sha256 = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    cameras = _cameras(transforms, rgba.shape[2], rgba.shape[1])
     return Views(cameras, torch.from_numpy(rgba), sha256)
 
 
@@ -149,141 +169,32 @@ def write_views(folder: Path, split: str, views: Views) -> None:
             for stem, pose in zip(stems, poses, strict=True)
         ],
     }
-    data = json.dumps(content, indent=1).encode()
-    write_whole(folder / f"transforms_{split}.json", data)
+    write_json(folder / f"transforms_{split}.json", content)
 
 
-def _read_transforms(
-    path: Path, folder: Path, limit: int | None, skip: Collection[int]
-) -> tuple[float, list[_Frame]]:
-    """Read and check the JSON file; returns camera_angle_x and the chosen frames."""
-    content = _read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected an object with camera_angle_x and frames")
-    angle = content.get("camera_angle_x")
-    if not _is_number(angle) or not 0 < angle < math.pi:
-        raise UserError(
-            f"{path}: camera_angle_x is {_shown(angle)}, expected an angle in (0, pi)",
-            hint="it is the horizontal field of view in radians; export the cameras again",
-        )
-    entries = content.get("frames")
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: frames is {_shown(entries)}, expected a list")
-    chosen = [index for index in range(len(entries)) if index not in set(skip)][:limit]
-    if not chosen:
-        raise UserError(
-            f"{path}: no frames to read ({len(entries)} in the file, {len(skip)} to be skipped,"
-            f" limit {limit})",
-            hint="export at least one view, or ask for fewer to be left out",
-        )
-    frames = [_check_frame(index, entries[index], path, folder) for index in chosen]
-    first: dict[Path, int] = {}
-    for frame in frames:
-        if first.setdefault(frame.image, frame.index) != frame.index:
-            raise UserError(
-                f"{path}: frames {first[frame.image]} and {frame.index} both name {frame.name}",
-                hint="one of them has the wrong file_path; export the cameras again",
-            )
-    return float(angle), frames
+def _cameras(transforms: Transforms, width: int, height: int) -> Cameras:
+    return Cameras(
+        torch.tensor([frame.pose for frame in transforms.frames], dtype=torch.float32),
+        width=width,
+        height=height,
+        focal_px=focal_from_angle(width, transforms.camera_angle_x),
+        names=tuple(frame.name for frame in transforms.frames),
+    )
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        found = sorted(p.name for p in path.parent.glob("transforms*.json"))
-        raise UserError(
-            f"{path} is missing",
-            hint=f"the folder has {', '.join(found)}"
-            if found
-            else "give a folder in NeRF-synthetic layout, or make one: `featdistill scene synth`",
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged: {error}", hint="copy the file again, or export the cameras again"
-        ) from error
-
-
-def _check_frame(index: int, entry: Any, path: Path, folder: Path) -> _Frame:
-    """Check one frame: a file inside the folder and a finite rigid pose."""
-    where = f"{path}: frame {index}"
-    remedy = f"export the cameras again, or drop the frame with skip=[{index}]"
-    if not isinstance(entry, dict):
-        raise UserError(f"{where} is {_shown(entry)}, expected an object", hint=remedy)
-    file_path = entry.get("file_path")
-    if not isinstance(file_path, str) or not file_path:
-        raise UserError(f"{where}: file_path is {_shown(file_path)}, expected text", hint=remedy)
-    # Compared as text, not resolved: a linked folder is fine, a path that walks out of it is not.
-    relative = Path(os.path.normpath(file_path))
-    outside = relative.is_absolute() or relative.parts[:1] in ((), ("..",))
-    if outside or "\0" in file_path:
-        raise UserError(
-            f"{where}: file_path {_shown(file_path)} leaves the folder {folder}",
-            hint="paths are relative to the JSON file and stay below it",
-        )
-    stem = relative.as_posix().removesuffix(".png")
-    pose = _check_pose(entry.get("transform_matrix"), where, remedy)
-    return _Frame(index, stem, folder / f"{stem}.png", pose)
-
-
-def _check_pose(value: Any, where: str, remedy: str) -> list[list[float]]:
-    rows = value if isinstance(value, list) else []
-    shape = [len(row) if isinstance(row, list) else 0 for row in rows]
-    if shape != [4, 4, 4, 4]:
-        found = f"has rows of {shape} numbers" if shape else f"is {_shown(value)}"
-        raise UserError(f"{where}: transform_matrix {found}, expected 4x4", hint=remedy)
-    for i, row in enumerate(rows):
-        for j, number in enumerate(row):
-            if not _is_number(number):
-                raise UserError(
-                    f"{where}: transform_matrix[{i}][{j}] is {_shown(number)}, expected a finite"
-                    " number",
-                    hint=remedy,
-                )
-    matrix = np.array(rows, dtype=np.float64)
-    rotation = matrix[:3, :3]
-    with np.errstate(over="ignore", invalid="ignore"):  # huge numbers are judged, not warned about
-        skew = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
-        determinant = float(np.linalg.det(rotation))
-    rigid = skew <= _RIGID_TOLERANCE and determinant > 0
-    if not rigid or np.abs(matrix[3] - [0, 0, 0, 1]).max() > _RIGID_TOLERANCE:
-        raise UserError(
-            f"{where}: transform_matrix is not a rigid camera-to-world matrix (its rotation is off"
-            f" by {skew:.2g}, determinant {determinant:.3g}, last row {matrix[3].tolist()})",
-            hint=f"remove scale and mirroring from the cameras; or {remedy.split(', or ')[1]}",
-        )
-    if np.abs(matrix[:3, 3]).max() > 1e6:
-        raise UserError(
-            f"{where}: the camera stands at {matrix[:3, 3].tolist()}, further than 1e6", hint=remedy
-        )
-    return rows
-
-
-def _is_number(value: Any) -> bool:
-    """True for a finite JSON number (an integer too large for a float is none)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < 1e300
-
-
-def _shown(value: Any) -> str:
-    """A value of unknown kind and length, short enough for a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _decode(frames: list[_Frame], path: Path, width: int | None) -> tuple[np.ndarray, int]:
+def _decode(transforms: Transforms, width: int | None) -> tuple[np.ndarray, int]:
     """Decode and filter all images; returns uint8 [n, h, w, 4] and the number of pixels decoded."""
+    frames = transforms.frames
     source = decode_png(read_bytes(frames[0].image), frames[0].image, "RGBA").shape
     factor = _factor(source, width, frames[0].image)
 
-    def decode(frame: _Frame) -> np.ndarray:
+    def decode(frame: Frame) -> np.ndarray:
         pixels = decode_png(read_bytes(frame.image), frame.image, "RGBA")
         if pixels.shape != source:
             raise UserError(
                 f"{frame.image} (frame {frame.index}) has {pixels.shape[1]}x{pixels.shape[0]}"
                 f" pixels, but {frames[0].image} has {source[1]}x{source[0]}",
-                hint=f"all images of {path.name} must have one size; render this one again",
+                hint=f"the images of {transforms.path.name} need one size; render this one again",
             )
         return box_filter(pixels, factor)
 
@@ -306,28 +217,25 @@ def _factor(source: tuple[int, ...], width: int | None, image: Path) -> int:
     return factor
 
 
-def _cache_path(key: str) -> Path:
-    root = os.environ.get("LOOM_CACHE")
-    if root is None:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loom"
-    return Path(root) / "views" / f"{key}.npz"
+def _cache_file(key: str) -> Path:
+    return cache_dir().with_name("views") / f"{key}.npz"
 
 
 def _read_cache(key: str) -> np.ndarray | None:
     """Return the decoded images, or None when there are none or they do not pass their CRC."""
+    path = _cache_file(key)
+    if not path.exists():
+        return None
     try:
-        with np.load(_cache_path(key), allow_pickle=False) as stored:
-            rgba = stored["rgba"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        rgba = read_npz(path, "rgba")
+    except UserError:
         return None
     return rgba if rgba.dtype == np.uint8 and rgba.ndim == 4 and rgba.shape[3] == 4 else None
 
 
 def _write_cache(key: str, rgba: np.ndarray) -> None:
     """Keep decoded images. A cache that cannot be written costs time only, so it only warns."""
-    stream = BytesIO()
-    np.savez(stream, rgba=rgba)
     try:
-        write_whole(_cache_path(key), stream.getvalue())
+        write_npz(_cache_file(key), "rgba", rgba)
     except UserError as error:
         warnings.warn(f"decoded images are not kept: {error}", stacklevel=3)

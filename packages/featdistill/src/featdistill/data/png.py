@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from loom.errors import UserError
+from loom.files import explained, write_atomic
 from PIL import Image
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_RGBA_COLOUR_TYPE = 6  # in the header's byte 25
 _LARGEST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
 
 
@@ -20,13 +20,20 @@ def read_png(path: Path, mode: str) -> np.ndarray:
 
     Args:
         path: The file.
-        mode: "RGBA" (which the file must have: an alpha channel is never invented), or "RGB"
-            (a fully opaque RGBA file counts as one).
+        mode: "RGBA" or "RGB", which the file must have: an alpha channel is never invented, nor
+            one dropped.
 
     Raises:
         UserError: The file is missing, damaged, too large, or has other channels.
     """
     return decode_png(read_bytes(path), path, mode)
+
+
+def read_any_png(path: Path) -> np.ndarray:
+    """Read a PNG as uint8 [h, w, 3], or [h, w, 4] if it has an alpha channel."""
+    data = read_bytes(path)
+    has_alpha = len(data) > 25 and data[25] == _RGBA_COLOUR_TYPE
+    return decode_png(data, path, "RGBA" if has_alpha else "RGB")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -44,14 +51,7 @@ def read_bytes(path: Path) -> bytes:
 
 def decode_png(data: bytes, path: Path, mode: str) -> np.ndarray:
     """Decode the bytes of a PNG; see `read_png`. `path` is what messages name."""
-    if data[:8] != _SIGNATURE or len(data) < 33:
-        raise UserError(f"{path} is not a PNG file", hint="convert the image to an 8-bit PNG")
-    width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
-    if width * height > _LARGEST_PIXELS:
-        raise UserError(
-            f"{path} says that it has {width}x{height} pixels, more than {_LARGEST_PIXELS}",
-            hint="a damaged file often says so; else scale the images down first",
-        )
+    _size(data[:33], path)
     try:
         with Image.open(BytesIO(data), formats=["PNG"]) as image:
             image.verify()  # the check sum of every chunk; decoding alone ignores most of them
@@ -61,42 +61,42 @@ def decode_png(data: bytes, path: Path, mode: str) -> np.ndarray:
         raise UserError(
             f"{path} is damaged: {error}", hint="copy or render this image again"
         ) from error
-    if mode == "RGB" and found == "RGBA" and (pixels[..., 3] == 255).all():
-        return np.ascontiguousarray(pixels[..., :3])
     if found != mode:
         remedy = {
             "RGBA": "export the images with a transparent background (an alpha channel)",
-            "RGB": "put the images over a background first: `featdistill eval pipeline` does it",
+            "RGB": "convert the image to 8-bit RGB",
         }[mode]
         raise UserError(f"{path} has channels {found}, expected {mode}", hint=remedy)
     return pixels
 
 
+def png_size(path: Path) -> tuple[int, int]:
+    """Return width and height from the header of a PNG, without decoding it."""
+    with explained(path), path.open("rb") as stream:
+        return _size(stream.read(33), path)
+
+
+def _size(head: bytes, path: Path) -> tuple[int, int]:
+    if head[:8] != _SIGNATURE or len(head) < 33:
+        raise UserError(f"{path} is not a PNG file", hint="convert the image to an 8-bit PNG")
+    width, height = (int.from_bytes(head[i : i + 4], "big") for i in (16, 20))
+    if not 0 < width * height <= _LARGEST_PIXELS:
+        raise UserError(
+            f"{path} says that it has {width}x{height} pixels, but 1 to {_LARGEST_PIXELS} are read",
+            hint="a damaged file often says so; else scale the images down first",
+        )
+    return width, height
+
+
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 [h, w, 3 or 4] as PNG; a reader never sees half a file."""
+    """Write uint8 [h, w, 3 or 4] as PNG, whole or not at all, making the folder."""
     stream = BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="PNG")
-    write_whole(path, stream.getvalue())
+    make_folder(path.parent)
+    write_atomic(path, stream.getvalue())
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside its place and move it there, making parent folders.
-
-    Raises:
-        UserError: The disk is full or the folder read-only; an old file stays as it was.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written: {error}", hint="free some space or choose another folder"
-        ) from error
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, or say why the disk refuses."""
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)

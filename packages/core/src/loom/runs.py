@@ -1,0 +1,160 @@
+"""What can be said of runs from their directories alone: list, follow, compare.
+
+Nothing here talks to a running process. Folders may be half-written, damaged or foreign; a list
+shows what it can and never fails on one of them.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loom.config import differences, read_yaml
+from loom.errors import UserError
+from loom.files import read_json
+from loom.progress import format_line, read_status
+from loom.record import read_records
+from loom.run_directory import CONFIG_FILE, RUN_FILE, STATUS_FILE
+
+DEPTH = 3  # runs/THREAD/NAME, or a folder above
+EXIT_CODES = {"running": 0, "finished": 0, "stopped": 0, "gate_missed": 3}
+"""State of a run -> exit code of `loom watch`; any other state is a 1."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One line of a list of runs; None where the directory does not say."""
+
+    path: str
+    thread: str | None
+    state: str
+    step: int | None
+    total: int | None
+    began: str | None
+    reason: str | None
+
+
+def find_runs(root: Path) -> list[Summary]:
+    """Return the runs below a folder, the newest last; archived ones are left out.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: there is no such folder", hint="give the folder of the runs")
+    summaries = [summary(path) for path in _run_directories(root, DEPTH)]
+    return sorted(summaries, key=lambda each: each.began or "")
+
+
+def _run_directories(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / RUN_FILE).is_file() or (folder / STATUS_FILE).is_file():
+        yield folder
+        return
+    if depth == 0:
+        return
+    try:
+        children = sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return  # a folder of somebody else
+    for child in children:
+        if not child.name.startswith(".") and child.name != "archive":
+            yield from _run_directories(child, depth - 1)
+
+
+def summary(directory: Path) -> Summary:
+    """Return what a directory says of its run, whatever is missing or damaged in it."""
+    run, _ = _attempt(lambda: read_json(directory / RUN_FILE))
+    status, damage = _attempt(lambda: read_status(directory))
+    return Summary(
+        path=str(directory),
+        thread=_typed(run, "thread", str) or _typed(status, "thread", str),
+        state=_typed(status, "state", str) or "unreadable",
+        step=_typed(status, "step", int),
+        total=_typed(status, "total", int),
+        began=_typed(run, "began", str),
+        reason=_typed(status, "reason", str) or damage,
+    )
+
+
+def _attempt(read: Callable[[], Any]) -> tuple[Mapping[str, Any], str | None]:
+    """Read a file of a run; return it and None, or nothing and what is wrong with it."""
+    try:
+        value = read()
+    except UserError as error:
+        return {}, error.message
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return {}, f"not what Loom writes: {error!r}"
+    return (value, None) if isinstance(value, Mapping) else ({}, "not what Loom writes")
+
+
+def _typed(values: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = values.get(key)
+    return value if isinstance(value, kind) else None
+
+
+def follow(
+    directory: Path, *, once: bool = False, interval: float = 2.0
+) -> Iterator[dict[str, Any]]:
+    """Yield a run's status each time it changes, until the run has ended.
+
+    Args:
+        directory: The run's directory.
+        once: Stop after the first.
+        interval: Seconds between two looks.
+
+    Raises:
+        UserError: The directory has no readable status.
+    """
+    shown: tuple[Any, ...] | None = None
+    while True:
+        status = read_status(directory)
+        ended = status.get("state") != "running"
+        key = tuple(status.get(name) for name in ("state", "phase", "step", "reason"))
+        if key != shown:
+            shown = key
+            yield status
+        if once or ended:
+            return
+        time.sleep(interval)
+
+
+def status_line(status: Mapping[str, Any]) -> str:
+    """Write a status in one line: progress while it runs, the end and its reason after."""
+    state = status.get("state", "unknown")
+    step, total = _typed(status, "step", int), _typed(status, "total", int)
+    where = "" if step is None else f"step {step}" + ("" if total is None else f" of {total}")
+    rate = status.get("rate")
+    if state == "running" and step is not None and total and isinstance(rate, int | float) and rate:
+        return format_line(str(status.get("phase", "")), step, total, step / rate)
+    parts = [str(state), where, str(status.get("reason") or "")]
+    return ", ".join(part for part in parts if part)
+
+
+def saved_config(directory: Path) -> dict[str, Any]:
+    """Return the configuration that a run was made with."""
+    return read_yaml(directory / CONFIG_FILE)
+
+
+def saved_origins(directory: Path) -> dict[str, str]:
+    """Return where each value of a run's configuration came from; empty if it is not known."""
+    run, _ = _attempt(lambda: read_json(directory / RUN_FILE))
+    return dict(_typed(run, "config_origins", dict) or {})
+
+
+def last_metrics(directory: Path) -> dict[str, float]:
+    """Return the last measured value of every metric; none if nothing was recorded."""
+    if not (directory / "metrics.jsonl").is_file():
+        return {}
+    last: dict[str, float] = {}
+    for row in read_records(directory):
+        last.update({key: value for key, value in row.items() if value is not None})
+    return {key: value for key, value in last.items() if key != "time"}
+
+
+def compare(first: Path, second: Path) -> tuple[list[str], list[tuple[str, Any, Any]]]:
+    """Return the settings that differ, and the last metrics of two runs side by side."""
+    changed = differences(saved_config(first), saved_config(second))
+    one, two = last_metrics(first), last_metrics(second)
+    rows = [(key, one.get(key), two.get(key)) for key in dict.fromkeys([*one, *two])]
+    return changed, rows

@@ -1,0 +1,361 @@
+"""The `featdistill` command: parse, then one call."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from loom.cli import (
+    Archive,
+    ConfigOption,
+    Overrides,
+    Resume,
+    RunDir,
+    add_config_commands,
+    application,
+    run_app,
+)
+
+import featdistill
+
+
+def _checks():
+    from featdistill.doctor import checks
+
+    return checks()
+
+
+app = application("featdistill", featdistill.__doc__, checks=_checks)
+main = partial(run_app, app)
+config_group = add_config_commands(app, "featdistill.config:TrainConfig")
+
+scene = typer.Typer(help="Scenes in the NeRF-synthetic layout.", no_args_is_help=True)
+teacher = typer.Typer(help="The 3D Gaussian Splatting teacher.", no_args_is_help=True)
+evaluation = typer.Typer(name="eval", help="Scores of rendered frames.", no_args_is_help=True)
+app.add_typer(scene, name="scene")
+app.add_typer(teacher, name="teacher")
+app.add_typer(evaluation, name="eval")
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a training run.")]
+SceneOption = Annotated[
+    Path | None,
+    typer.Option(help="NeRF-synthetic folder; without one: the embedded brick model."),
+]
+WidthOption = Annotated[int | None, typer.Option(min=8, help="Image width in pixels.")]
+Background = Annotated[str, typer.Option(help="white or black.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+LpipsWeights = Annotated[
+    Path | None,
+    typer.Option(help="Folder with the LPIPS weights; without it LPIPS is not evaluated."),
+]
+
+
+@app.command()
+def demo(
+    run_dir: RunDir = None,
+    archive: Archive = False,
+) -> None:
+    """Make a scene, fit a teacher, distil a student, judge it: a few CPU-minutes, one page."""
+    from featdistill.demo import run_demo
+
+    raise typer.Exit(run_demo(run_dir, archive=archive))
+
+
+@app.command()
+def train(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Updates in all.")] = None,
+    log_interval: Annotated[
+        int | None,
+        typer.Option(min=1, envvar="KILOGS_LOG_INTERVAL", help="Updates between two records."),
+    ] = None,
+    lpips_weights: LpipsWeights = None,
+    run_dir: RunDir = None,
+    resume: Resume = False,
+    archive: Archive = False,
+) -> None:
+    """Distil a 3D Gaussian Splatting teacher into a KiloNeRF student, and judge the result.
+
+    Without data.scene and data.teacher it trains on the embedded brick model.
+    """
+    from featdistill.training_run import run_training
+
+    run_training(
+        config,
+        overrides,
+        max_steps=max_steps,
+        log_interval=log_interval,
+        lpips_weights=lpips_weights,
+        directory=run_dir,
+        resume=resume,
+        archive=archive,
+    )
+
+
+@app.command()
+def render(
+    checkpoint: Annotated[Path, typer.Option(help="Run directory or checkpoint folder.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Refuse a checkpoint of another configuration than this.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Render folder (default: renders/step_N of the run).")
+    ] = None,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, help="Rays at a time, which bounds the memory.")
+    ] = None,
+    store_rgba: Annotated[
+        bool, typer.Option("--store-rgba", help="Keep rgba_npz, for any background.")
+    ] = False,
+    start_frame: Annotated[int, typer.Option(min=0, help="First view.")] = 0,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Number of views.")] = None,
+    background: Background = "white",
+    enable_nvml: Annotated[
+        bool, typer.Option("--enable-nvml", help="Require the accelerator's own figures.")
+    ] = False,
+) -> None:
+    """Render the evaluation views of a student."""
+    from featdistill.rendering import render_run
+
+    folder = render_run(
+        checkpoint,
+        config=config,
+        output=output_dir,
+        chunk=chunk,
+        store_rgba=store_rgba,
+        start=start_frame,
+        count=max_frames,
+        background=background,
+        require_driver=enable_nvml,
+    )
+    typer.echo(f"rendered to {folder}")
+
+
+@app.command()
+def gate(
+    results: Annotated[Path, typer.Argument(help="Run directory, or JSON file of `eval`.")],
+) -> None:
+    """Hold scores against the gates; exit code 3 for a gate that is missed or not evaluated."""
+    from featdistill.scoring import gate_code
+
+    raise typer.Exit(gate_code(results))
+
+
+@app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory or render folder.")],
+    teacher_renders: Annotated[
+        Path | None, typer.Option(help="Reference frames (default: those of the run).")
+    ] = None,
+    background: Background = "white",
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is wrong with a run's pictures: blank, flipped, wrong frames, scale, background."""
+    from featdistill.scoring import diagnose_run
+
+    typer.echo(diagnose_run(run, teacher_renders, background=background, as_json=as_json))
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write the page of a run again."""
+    from featdistill.figures import write_report
+
+    typer.echo(f"report: {write_report(run)}")
+
+
+@app.command()
+def shell(
+    run: Annotated[Path | None, typer.Option(help="Take the seed of this run.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed without a run.")] = 2025,
+    command: Annotated[str | None, typer.Option(help="Run this instead of a prompt.")] = None,
+) -> None:
+    """Open a shell in which seed and determinism variables are set and read-only."""
+    from featdistill.shell import locked_shell, variables
+
+    raise typer.Exit(locked_shell(variables(run, seed), command))
+
+
+@app.command()
+def archive(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory to move aside.")],
+) -> None:
+    """Move a run's directory to archive/ beside it, with a time stamp."""
+    from loom.run_directory import move_aside
+
+    typer.echo(f"moved to {move_aside(run)}")
+
+
+@scene.command("synth")
+def scene_synth(
+    folder: Annotated[Path | None, typer.Argument(help="Where to write it.")] = None,
+    width: Annotated[int, typer.Option(min=16, help="Image width in pixels.")] = 100,
+    train: Annotated[int, typer.Option(min=1, help="Training views.")] = 60,
+    test: Annotated[int, typer.Option(min=1, help="Test views.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Which model is built.")] = 0,
+) -> None:
+    """Ray-trace a brick model into a NeRF-synthetic folder."""
+    from featdistill.data.bricks import BrickScene, write_scene
+    from featdistill.embedded import SCENE
+
+    target = folder or SCENE
+    made = write_scene(target, BrickScene(seed=seed, width=width, train=train, test=test))
+    typer.echo(f"{target}: {'written' if made else 'was there already'}")
+
+
+@scene.command("info")
+def scene_info(
+    folder: Annotated[Path, typer.Argument(help="NeRF-synthetic folder.")],
+    width: WidthOption = None,
+) -> None:
+    """Read a scene whole and say what is in it."""
+    from featdistill.scoring import describe_scene
+
+    typer.echo(describe_scene(folder, width))
+
+
+@teacher.command("fit")
+def teacher_fit(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    scene: SceneOption = None,
+    width: WidthOption = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Updates in all.")] = None,
+    run_dir: RunDir = None,
+    resume: Resume = False,
+    archive: Archive = False,
+) -> None:
+    """Fit gaussians to a scene's training views; point_cloud.ply is in the run directory."""
+    from featdistill.teacher_run import run_teacher
+
+    run_teacher(
+        config,
+        overrides,
+        scene=scene,
+        width=width,
+        max_steps=max_steps,
+        directory=run_dir,
+        resume=resume,
+        archive=archive,
+    )
+
+
+@teacher.command("render")
+def teacher_render(
+    teacher: Annotated[Path, typer.Argument(help="point_cloud.ply, or a teacher run.")],
+    cameras: Annotated[Path, typer.Option(help="transforms_*.json of the views.")],
+    output_dir: Annotated[Path, typer.Option(help="Render folder.")],
+    width: WidthOption = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Also write features/N.npy, 52 per pixel.")
+    ] = False,
+    background: Background = "white",
+) -> None:
+    """Render a teacher: RGBA, depth, and on demand its 52 features."""
+    from featdistill.rendering import render_teacher
+
+    render_teacher(
+        teacher, cameras, output_dir, width=width, features=features, background=background
+    )
+    typer.echo(f"rendered to {output_dir}")
+
+
+@teacher.command("export-ply")
+def teacher_export(
+    teacher: Annotated[Path, typer.Argument(help="A teacher run or checkpoint.")],
+    output: Annotated[Path, typer.Argument(help="PLY file to write.")],
+) -> None:
+    """Write a teacher as 3DGS point_cloud.ply."""
+    from featdistill.teacher_run import export_teacher
+
+    typer.echo(export_teacher(teacher, output))
+
+
+@teacher.command("info")
+def teacher_info(
+    teacher: Annotated[Path, typer.Argument(help="point_cloud.ply, or a teacher run.")],
+) -> None:
+    """Say what is in a 3DGS file."""
+    from featdistill.teacher_run import describe_teacher
+
+    typer.echo(describe_teacher(teacher))
+
+
+@evaluation.command("compare")
+def eval_compare(
+    folder: Annotated[Path, typer.Argument(help="PNG files to judge.")],
+    references: Annotated[Path, typer.Argument(help="PNG files to hold them against.")],
+    output_json: Annotated[Path | None, typer.Option(help="Write all scores here.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Only the first frames.")] = None,
+    lpips_weights: LpipsWeights = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
+) -> None:
+    """Score a folder of PNG files against another, as they are."""
+    from featdistill.scoring import compare_folders
+
+    typer.echo(
+        compare_folders(
+            folder,
+            references,
+            output_json=output_json,
+            frames=frames,
+            lpips_weights=lpips_weights,
+            force=force,
+        )
+    )
+
+
+@evaluation.command("pipeline")
+def eval_pipeline(
+    render_dir: Annotated[Path, typer.Argument(help="Render folder with rgba_npz.")],
+    teacher_renders: Annotated[Path, typer.Option(help="The teacher's frames.")],
+    background: Background = "white",
+    method_name: Annotated[str, typer.Option(help="Name of the row in the summary.")] = "",
+    summary: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
+    render_stats: Annotated[Path | None, typer.Option(help="render_stats.json to take.")] = None,
+    output_json: Annotated[Path | None, typer.Option(help="Write all scores here.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Only the first frames.")] = None,
+    lpips_weights: LpipsWeights = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
+) -> None:
+    """Compose a student's RGBA over a background, score it, and record the result."""
+    from featdistill.scoring import score_renders
+
+    typer.echo(
+        score_renders(
+            render_dir,
+            teacher_renders,
+            background=background,
+            method_name=method_name,
+            summary=summary,
+            render_stats=render_stats,
+            output_json=output_json,
+            frames=frames,
+            lpips_weights=lpips_weights,
+            force=force,
+        )
+    )
+
+
+@evaluation.command("run")
+def eval_run(
+    run: RunArgument,
+    lpips_weights: LpipsWeights = None,
+    background: Background = "white",
+) -> None:
+    """Judge a training run again: every evaluation view, teacher and ground truth beside."""
+    from featdistill.training_run import assess_run
+
+    assess_run(run, background=background, lpips_weights=lpips_weights)
+
+
+@app.command("migrate")
+def migrate(
+    old: Annotated[Path, typer.Argument(help="A configuration with removed keys.")],
+    new: Annotated[Path, typer.Argument(help="Where to write it without them.")],
+) -> None:
+    """Write an old configuration without the keys that were removed, and name each of them."""
+    from featdistill.migrate import migrate_config
+
+    typer.echo(migrate_config(old, new))

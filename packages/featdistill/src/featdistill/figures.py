@@ -1,0 +1,96 @@
+"""The page and the pictures of a run: what the student shows, beside teacher and ground truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from loom.record import read_records
+from loom.report import Report
+from loom.report_run import run_report
+
+from featdistill.assess import (
+    COLUMNS,
+    STOPPED,
+    STUDENT_TEACHER,
+    gate_results,
+    newest_renders,
+    read_results,
+    score_rows,
+    stored_means,
+)
+from featdistill.data.renders import find_pictures
+from featdistill.evaluate import read_reference
+
+SHOWN = 4
+ERROR_GAIN = 4
+
+
+def error_map(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return the absolute difference of two 8-bit pictures, four times as strong, on black."""
+    difference = np.abs(image.astype(np.int16) - reference.astype(np.int16)) * ERROR_GAIN
+    return np.minimum(difference, 255).astype(np.uint8)
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` of a run: the core's part, the scores, pictures and the cost curve."""
+    report = run_report(run)
+    results = read_results(run)
+    if results:
+        frames = len(next(iter(results.values()))["frames"])
+        report.heading(f"All {frames} evaluation views")
+        rows = score_rows(results)
+        empty = {name: row for name, row in rows.items() if name.startswith("empty")}
+        full = {name: row for name, row in rows.items() if name not in empty}
+        report.scores(full, empty, "means over frames of 8-bit pictures on white")
+        if STUDENT_TEACHER in results:
+            report.gates(gate_results(stored_means(results[STUDENT_TEACHER])))
+    _pictures(report, run)
+    _cost(report, run)
+    for name, result in list(results.items())[:1]:
+        _frames(report, name, result["frames"])
+    return report.write(run / "report.html")
+
+
+def _pictures(report: Report, run: Path) -> None:
+    renders, references = newest_renders(run), run / "teacher"
+    if renders is None and (run / STOPPED).is_dir():
+        renders, references = run / STOPPED / "student", run / STOPPED / "teacher"
+    if renders is None:
+        return
+    ours, theirs = find_pictures(renders), find_pictures(references)
+    numbers = [n for n in theirs if n in ours]
+    chosen = numbers[:: max(1, len(numbers) // SHOWN)][:SHOWN]
+    row = []
+    for number in chosen:
+        student = read_reference(ours[number], "white").pixels
+        teacher = read_reference(theirs[number], "white").pixels
+        row += [
+            (f"view {number}: teacher", teacher),
+            ("student", student),
+            (f"difference x{ERROR_GAIN}", error_map(student, teacher)),
+        ]
+    report.heading("Pictures").pictures(row, columns=3)
+
+
+def _cost(report: Report, run: Path) -> None:
+    rows = read_records(run)
+    points = [(row.get("perf/cpu_s"), row.get("metric/psnr_db")) for row in rows]
+    known = [(x, y) for x, y in points if x is not None and y is not None]
+    if len(known) < 2:
+        return
+    seconds, quality = [x for x, _ in known], [y for _, y in known]
+    blank = next((b for row in rows if (b := row.get("baseline/blank/psnr_db")) is not None), None)
+    report.heading("Quality against cost").curves(
+        {"student against teacher": (seconds, quality)},
+        "CPU seconds",
+        "PSNR on a few evaluation views, dB",
+        baselines={"empty picture": blank} if blank is not None else None,
+    )
+
+
+def _frames(report: Report, name: str, frames: list[dict[str, Any]]) -> None:
+    report.heading(f"Each view, {name}").table(
+        ("view", *COLUMNS), [(f["name"], *(f.get(c) for c in COLUMNS)) for f in frames]
+    )

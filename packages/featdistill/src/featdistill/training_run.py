@@ -1,0 +1,127 @@
+"""A training run from the command line to its page: data, distillation, judgement, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+from loom.config import Resolved, resolve
+from loom.run import Run
+
+from featdistill.assess import Assessment, assess
+from featdistill.config import TrainConfig
+from featdistill.data.nerf_synthetic import Views, read_views
+from featdistill.embedded import SCENE, TEACHER, embedded_scene, embedded_teacher
+from featdistill.figures import write_report
+from featdistill.models.student import Student
+from featdistill.restore import restore_student
+from featdistill.scoring import lpips_metric, print_judgement
+from featdistill.teacher_views import Teacher, read_teacher
+from featdistill.train import train
+
+
+def run_training(
+    source: Path | None,
+    overrides: Sequence[str] | None,
+    *,
+    max_steps: int | None = None,
+    log_interval: int | None = None,
+    lpips_weights: Path | None = None,
+    directory: Path | None = None,
+    resume: bool = False,
+    archive: bool = False,
+) -> Path:
+    """Train, judge every evaluation view, write the page; return the run directory."""
+    if resume and source is None and directory is not None:
+        source = directory
+    flags = {"train.max_steps": max_steps, "log_interval": log_interval}
+    resolved = resolve(TrainConfig, source, overrides, flags=flags)
+    whole = resolve(TrainConfig, source, overrides).config.train.max_steps
+    resolved = _with_data(resolved, source, overrides, flags)
+    with Run.open(
+        "featdistill",
+        TrainConfig,
+        resolved,
+        directory=directory,
+        resume=resume,
+        archive=archive,
+    ) as run:
+        run.shorten("train.max_steps", whole, run.config.train.max_steps)
+        student, result = train(run.config, run)
+        if run.is_main:
+            judge(run, student, result.step, lpips_weights)
+    if run.is_main:
+        print_judgement(run.dir)
+        typer.echo(f"report: {write_report(run.dir)}")
+    return run.dir
+
+
+def _with_data(
+    resolved: Resolved[TrainConfig],
+    source: Path | None,
+    overrides: Sequence[str] | None,
+    flags: dict[str, int | None],
+) -> Resolved[TrainConfig]:
+    """Fill in the embedded scene and teacher where the configuration names no data at all."""
+    data = resolved.config.data
+    if any((data.scene, data.teacher, data.camera_json)):
+        return resolved
+    typer.echo(
+        f"[data] no data.scene and data.teacher given: training on the embedded brick model in "
+        f"{SCENE} (data.scene=FOLDER data.teacher=point_cloud.ply takes your own)"
+    )
+    embedded_scene(typer.echo)
+    embedded_teacher(typer.echo)
+    paths = {"data.scene": str(SCENE), "data.teacher": str(TEACHER)}
+    return resolve(TrainConfig, source, overrides, flags={**flags, **paths})
+
+
+def judge(
+    run: Run[TrainConfig], student: Student, step: int, lpips_weights: Path | None = None
+) -> Assessment:
+    """Score every evaluation view at the end of a run."""
+    teacher = read_teacher(run.config.data, run)
+    return assess(
+        student,
+        teacher.gaussians,
+        teacher.evaluation,
+        ground_truth(run.config, teacher),
+        run.dir,
+        step=step,
+        lpips=lpips_metric(lpips_weights),
+        say=run.info,
+    )
+
+
+def assess_run(directory: Path, *, background: str, lpips_weights: Path | None) -> None:
+    """Judge a training run again, and write its page again."""
+    restored = restore_student(directory)
+    with Run.open(
+        "featdistill", TrainConfig, restored.run, directory=restored.run, resume=True, quiet=True
+    ) as run:
+        teacher = read_teacher(run.config.data, run)
+        assess(
+            restored.student,
+            teacher.gaussians,
+            teacher.evaluation,
+            ground_truth(run.config, teacher),
+            restored.run,
+            step=restored.step,
+            lpips=lpips_metric(lpips_weights),
+            background=background,
+            sources=restored.sources(),
+            say=typer.echo,
+        )
+    print_judgement(restored.run)
+    typer.echo(f"report: {write_report(restored.run)}")
+
+
+def ground_truth(config: TrainConfig, teacher: Teacher) -> Views | None:
+    """Read the ground truth of the evaluation views, where the scene has their pictures."""
+    scene = config.data.scene
+    if scene is None or config.data.eval_camera_json is not None:
+        return None
+    if not (scene / "transforms_test.json").is_file():
+        return None
+    return read_views(scene, "test", width=teacher.evaluation.width)
