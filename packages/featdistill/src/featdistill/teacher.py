@@ -77,7 +77,8 @@ def fit_teacher(config: TeacherConfig, run: Run) -> tuple[Gaussians, FitResult]:
     )
     with torch.no_grad():
         gaussians = model()
-    write_ply(run.path("point_cloud.ply"), gaussians)
+    if run.is_main:
+        write_ply(run.path("point_cloud.ply"), gaussians)
     return gaussians, result
 
 
