@@ -27,7 +27,6 @@ from featdistill.assess import (
     write_teacher_views,
 )
 from featdistill.config import TrainConfig
-from featdistill.data.nerf_synthetic import read_views
 from featdistill.diagnose import diagnose_folders
 from featdistill.evaluate import compare, pipeline
 from featdistill.teacher_views import teacher_of
@@ -158,26 +157,3 @@ def _pictures_of(run: Path) -> tuple[Path, Path | None]:
     raise UserError(
         f"{run} has no pictures yet", hint=f"`featdistill eval run {run}` renders and scores them"
     )
-
-
-def describe_scene(folder: Path, width: int | None) -> str:
-    """Read a scene whole; say what is in it."""
-    lines = []
-    for split in ("train", "test"):
-        if not (folder / f"transforms_{split}.json").is_file():
-            continue
-        views = read_views(folder, split, width=width)
-        cameras = views.cameras
-        alpha = views.rgba[..., 3]
-        distances = cameras.centres.norm(dim=1)
-        lines.append(
-            f"{split}: {len(views)} views of {cameras.width}x{cameras.height}, focal length "
-            f"{cameras.focal_px:.2f} px, cameras {distances.min():.3f} to {distances.max():.3f} "
-            f"from the origin, {(alpha > 0).float().mean():.1%} of the pixels show something"
-        )
-    if not lines:
-        raise UserError(
-            f"{folder} has no transforms_train.json and no transforms_test.json",
-            hint="give a folder in NeRF-synthetic layout",
-        )
-    return "\n".join(lines)
