@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 from loom.config import Resolved, resolve
@@ -34,7 +35,7 @@ def run_training(
 ) -> Path:
     """Train, judge every evaluation view, write the page; return the run directory."""
     if resume and source is None and directory is not None:
-        source = directory
+        source = directory if (directory / "config.yaml").is_file() else None
     flags = {"train.max_steps": max_steps, "log_interval": log_interval}
     resolved = resolve(TrainConfig, source, overrides, flags=flags)
     whole = resolve(TrainConfig, source, overrides).config.train.max_steps
@@ -61,7 +62,7 @@ def _with_data(
     resolved: Resolved[TrainConfig],
     source: Path | None,
     overrides: Sequence[str] | None,
-    flags: dict[str, int | None],
+    flags: dict[str, Any],
 ) -> Resolved[TrainConfig]:
     """Fill in the embedded scene and teacher where the configuration names no data at all."""
     data = resolved.config.data
@@ -73,7 +74,7 @@ def _with_data(
     )
     embedded_scene(typer.echo)
     embedded_teacher(typer.echo)
-    paths = {"data.scene": str(SCENE), "data.teacher": str(TEACHER)}
+    paths = {"data.scene": SCENE, "data.teacher": TEACHER}
     return resolve(TrainConfig, source, overrides, flags={**flags, **paths})
 
 
