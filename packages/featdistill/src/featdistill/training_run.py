@@ -17,7 +17,8 @@ from featdistill.figures import write_report
 from featdistill.models.student import Student
 from featdistill.restore import restore_student
 from featdistill.scoring import lpips_metric, print_judgement
-from featdistill.train import Teacher, read_teacher, train
+from featdistill.teacher_views import Teacher, read_teacher
+from featdistill.train import train
 
 
 def run_training(
@@ -80,7 +81,7 @@ def judge(
     run: Run[TrainConfig], student: Student, step: int, lpips_weights: Path | None = None
 ) -> Assessment:
     """Score every evaluation view at the end of a run."""
-    teacher = read_teacher(run.config, run)
+    teacher = read_teacher(run.config.data, run)
     return assess(
         student,
         teacher.gaussians,
@@ -99,7 +100,7 @@ def assess_run(directory: Path, *, background: str, lpips_weights: Path | None) 
     with Run.open(
         "featdistill", TrainConfig, restored.run, directory=restored.run, resume=True, quiet=True
     ) as run:
-        teacher = read_teacher(run.config, run)
+        teacher = read_teacher(run.config.data, run)
         assess(
             restored.student,
             teacher.gaussians,

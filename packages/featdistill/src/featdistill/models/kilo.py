@@ -268,7 +268,8 @@ class _Render(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_rgb, d_transmittance, d_depth, d_features):
+    def backward(ctx, *gradients):
+        d_rgb, d_transmittance, d_depth, d_features = (g.contiguous() for g in gradients)
         weights, head, directions, raw, z, *fields = ctx.saved_tensors
         samples = Samples(*fields)
         rays, cells = len(samples.ray_start) - 1, len(weights)
@@ -278,9 +279,8 @@ class _Render(torch.autograd.Function):
         _function("kilo_composite_backward")(
             rays, _longs(samples.ray_start), _floats(samples.distance), _ints(samples.cell),
             _floats(raw), ctx.shape.hidden, cells, ctx.feature_rays, _floats(z), _floats(head),
-            _floats(d_rgb.contiguous()), _floats(d_transmittance.contiguous()),
-            _floats(d_depth.contiguous()), _floats(d_features.contiguous()), _floats(d_raw),
-            _floats(d_z), _floats(d_head), _bytes(live), native.threads(),
+            _floats(d_rgb), _floats(d_transmittance), _floats(d_depth), _floats(d_features),
+            _floats(d_raw), _floats(d_z), _floats(d_head), _bytes(live), native.threads(),
         )  # fmt: skip
         d_weights = _network_backward(
             weights, ctx.shape, samples.cell, samples.local, directions, samples.ray, d_raw, d_z,
