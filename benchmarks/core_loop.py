@@ -142,7 +142,7 @@ def main() -> None:
         )
         print(
             f"save    torch.save + fsync {plain * 1e3:.0f} ms  checkpoint {saved * 1e3:.0f} ms  "
-            f"ratio {ratio:.2f} for {SAVED_MB} MB (claim: at most 1.3 with a core free for hashing; "
+            f"ratio {ratio:.2f} for {SAVED_MB} MB (claim: at most 1.3, with a core free; "
             f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)"
         )
     finally:

@@ -63,6 +63,18 @@ def test_neighbours_in_the_order_are_unrelated():
     assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.03
 
 
+def test_the_halves_of_an_index_do_not_show_in_its_place():
+    """A network of too few rounds carries differences of one half into the other."""
+    order = permuted(np.arange(4096), 4096, key=11)
+    for step in (64, 1):  # the same low half, the same high half
+        pairs = np.arange(4096 - step)
+        before, after = pairs ^ (pairs + step), order[pairs] ^ order[pairs + step]
+        for shift_in in (0, 6):
+            for shift_out in (0, 6):
+                same = (before >> shift_in & 63) == (after >> shift_out & 63)
+                assert same.mean() < 3 / 64  # 1 / 64 is expected of random orders
+
+
 def test_a_huge_data_set_costs_a_batch():
     indices = epoch_indices(10**12, 0, 10**6, 4096)
     assert len(set(indices.tolist())) == 4096

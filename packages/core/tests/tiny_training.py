@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from loom import distributed
-from loom.config import Config
+from loom.config import Config, resolve
 from loom.loop import Every, FitResult, Losses, Shard, Term, TrainState, fit
 from loom.run import Run
 from loom.sampling import draw_rng, epoch_indices
@@ -79,7 +79,10 @@ def train(
     **options,
 ) -> tuple[TrainState, FitResult]:
     """Train with every source of state that a resume has to restore."""
-    with Run.open("tiny", TinyConfig, directory=directory, resume=resume, quiet=True) as run:
+    settings = resolve(TinyConfig)  # a run killed at once may not have written its own
+    with Run.open(
+        "tiny", TinyConfig, settings, directory=directory, resume=resume, quiet=True
+    ) as run:
         torch.manual_seed(run.seed)
         model = nn.Sequential(
             nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.2 if noise else 0.0), nn.Linear(8, 1)

@@ -262,3 +262,11 @@ def test_frames_that_do_not_fit_are_refused(planted: Planted, tmp_path: Path):
     write_frame(tmp_path / "b", 3, planted.student[0, :30])
     with pytest.raises(UserError, match="frame 00003 is 40x40, its reference 40x30"):
         diagnose_folders(tmp_path / "a", tmp_path / "b")
+
+
+def test_holes_inside_the_object_are_not_taken_for_the_box(planted: Planted):
+    student = planted.student.copy()
+    student[:, 17:26, 15:25] = 0  # the middle of the object
+    found = planted.diagnose(student)
+    assert max(found.trials, key=lambda trial: trial.explained).kind == "box"  # explains it, but
+    assert found.verdict != "box"

@@ -35,6 +35,14 @@ def with_property(path, name, values=None):
     plyfile.PlyData([plyfile.PlyElement.describe(data, "vertex")], byte_order="<").write(path)
 
 
+def damage_found(path):
+    try:
+        read_ply(path)
+    except UserError as error:
+        return error.message
+    return None
+
+
 def test_plyfile_reads_what_is_written_in_the_order_of_3dgs(written):
     model = gaussians()
     element = plyfile.PlyData.read(written, mmap=False)["vertex"]
@@ -135,9 +143,7 @@ def test_a_flipped_bit_in_the_header_loads_or_is_an_error(written):
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << (bit % 8)
         written.write_bytes(damaged)
-        try:
-            assert len(read_ply(written)) == N
-        except UserError as error:
-            assert "point_cloud.ply" in error.message
-            refused += 1
+        message = damage_found(written)
+        assert message is None or "point_cloud.ply" in message
+        refused += message is not None
     assert refused > 1000

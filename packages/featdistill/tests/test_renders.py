@@ -102,6 +102,11 @@ def test_damaged_frames_are_named(tmp_path: Path):
             continue
         # Names and dates inside the archive carry no check sum; the values do.
         np.testing.assert_allclose(found, frame().numpy(), atol=2**-11)
+    damaged = bytearray(data)
+    damaged[data.index(b"PK\x01\x02") + 8] ^= 1  # says that it is encrypted
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="00000.npz"):
+        read_rgba(path)
 
 
 @pytest.mark.parametrize(

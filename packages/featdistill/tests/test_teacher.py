@@ -24,19 +24,21 @@ from loom.sampling import Shard
 SIZE, FOCAL_PX, RADIUS = 32, 44.0, 4.0
 
 
-def ball_views(n, *, seed=0, radius=0.8):
+def ball_views(n, *, seed=0, radius=0.8, center=(0.0, 0.0, 0.0)):
     """Views of an opaque ball whose colour is its position: drawn by intersecting rays."""
+    center = torch.tensor(center)
     poses = orbit_poses(n, RADIUS, torch.Generator().manual_seed(seed))
     names = tuple(f"train/r_{i}" for i in range(n))
     cameras = Cameras(poses, SIZE, SIZE, FOCAL_PX, names)
     images = []
     for view in range(n):
         rays = cameras.image_rays(view)
-        along = -(rays.origins * rays.directions).sum(1)
-        discriminant = along**2 - (rays.origins.square().sum(1) - radius**2)
+        from_center = rays.origins - center
+        along = -(from_center * rays.directions).sum(1)
+        discriminant = along**2 - (from_center.square().sum(1) - radius**2)
         hit = discriminant > 0
         distance = along - discriminant.clamp_min(0).sqrt()
-        points = rays.origins + distance[:, None] * rays.directions
+        points = from_center + distance[:, None] * rays.directions
         color = (0.5 + 0.5 * points / radius).clamp(0, 1) * hit[:, None]
         images.append(torch.cat([color, hit[:, None].float()], 1).reshape(SIZE, SIZE, 4))
     rgba = (torch.stack(images) * 255).round().to(torch.uint8)
@@ -75,9 +77,10 @@ def fitted(folder, directory, *overrides, resume=False):
 
 
 def test_the_hull_of_a_ball_is_the_ball():
-    views = ball_views(60)
+    center = (0.3, -0.2, 0.0)  # beside the optical axes, so that x and y of a pixel differ
+    views = ball_views(60, center=center)
     hull = visual_hull(views.cameras, views.rgba[..., 3] > 0, 24)
-    distance = hull.centers.norm(dim=1)
+    distance = (hull.centers - torch.tensor(center)).norm(dim=1)
     pixel = RADIUS / FOCAL_PX
     # From above only, so the hull hangs out below; nothing of the ball itself may be missing.
     volume = len(hull.centers) * hull.voxel**3

@@ -32,8 +32,12 @@ _LINES = 6  # series in one figure, more than that cannot be told apart
 T = TypeVar("T")
 
 
-def run_report(directory: Path) -> Report:
+def run_report(directory: Path, judgement: Callable[[Report], None] = lambda _: None) -> Report:
     """Return the report of one run: how it ended, gates, scores, curves, configuration, facts.
+
+    Args:
+        directory: The run's directory.
+        judgement: Adds the thread's own sections; they stand before the curves of the training.
 
     Raises:
         UserError: There is no such directory.
@@ -52,7 +56,8 @@ def run_report(directory: Path) -> Report:
     )
     _warnings(report, run, status, damaged)
     report.facts(_summary(run, status, rows))
-    report.heading("Gates").gates(gates)
+    judgement(report)
+    report.heading("Gates during the run").gates(gates)
     _scores(report, rows)
     _curves(report, rows)
     config = run.get("config")

@@ -110,6 +110,11 @@ class Run(Generic[C]):
             )
         if resume and source is None and directory is not None:
             source = directory / CONFIG_FILE
+            if directory.is_dir() and not source.is_file():
+                raise UserError(
+                    f"{directory}: the run ended before it had written its configuration",
+                    hint="give the configuration again, as at its beginning",
+                )
         resolved = source if isinstance(source, Resolved) else resolve(model, source, overrides)
         if directory is None:
             directory = run_directory.choose(RUNS / thread, _name(resolved, thread), resume=resume)

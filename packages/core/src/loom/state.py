@@ -52,7 +52,8 @@ class TrainState(Generic[M]):
             optimizer: Any `torch.optim.Optimizer`; groups are named by their key `name`.
             ema_decay: Keeps averaged weights in `ema_model` if given.
             generators: Named sources of randomness that the run draws from.
-            extras: Whatever else a resume must restore.
+            extras: Whatever else a resume must restore. In a group, rank 0's generators and extras
+                are the ones that are saved.
         """
         if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
             raise ValueError(f"ema_decay is {ema_decay}; from 0 to below 1")

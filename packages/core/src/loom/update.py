@@ -235,8 +235,6 @@ class Updater(Generic[B]):
         for name, group in groups.items():
             for parameter in group["params"]:
                 parameter.requires_grad_(name in learning)
-                if name not in learning:
-                    parameter.grad = None
         self._learning = learning
         frozen = ", ".join(name for name in groups if name not in learning) or "none"
         learns = ", ".join(name for name in groups if name in learning) or "none"

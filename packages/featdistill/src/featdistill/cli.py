@@ -204,13 +204,25 @@ def scene_synth(
     typer.echo(f"{target}: {'written' if made else 'was there already'}")
 
 
+@scene.command("import")
+def scene_import(
+    source: Annotated[Path, typer.Argument(help="NeRF-synthetic folder.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write the copy.")],
+    width: Annotated[int, typer.Option(min=8, help="Image width in pixels.")],
+) -> None:
+    """Copy a scene at a smaller width, filtered over premultiplied colours."""
+    from featdistill.scenes import import_scene
+
+    typer.echo(import_scene(source, folder, width))
+
+
 @scene.command("info")
 def scene_info(
     folder: Annotated[Path, typer.Argument(help="NeRF-synthetic folder.")],
     width: WidthOption = None,
 ) -> None:
     """Read a scene whole and say what is in it."""
-    from featdistill.scoring import describe_scene
+    from featdistill.scenes import describe_scene
 
     typer.echo(describe_scene(folder, width))
 

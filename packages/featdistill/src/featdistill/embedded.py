@@ -19,7 +19,7 @@ TEACHER_SETTINGS = (
     "name=bricks-teacher",
     "gaussians=8000",
     "start.resolution=64",
-    "train.max_steps=2500",
+    "train.max_steps=1200",
     "log_interval=100",
 )
 """What fits 100x100 views of the bricks in under a CPU-minute."""
@@ -45,7 +45,7 @@ def embedded_teacher(
     if not ply.is_file():
         say(f"[data] fitting the embedded teacher in {directory}")
         resolved = resolve(
-            TeacherConfig, overrides=TEACHER_SETTINGS, flags={"data.scene": str(scene)}
+            TeacherConfig, overrides=TEACHER_SETTINGS, flags={"data.scene": scene}
         )
         unfinished = (directory / "run.json").is_file()
         with Run.open(

@@ -34,23 +34,26 @@ def error_map(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` of a run: the core's part, the scores, pictures and the cost curve."""
-    report = run_report(run)
+    """Write `report.html` of a run: scores, pictures and cost, then the core's part."""
     results = read_results(run)
+    report = run_report(run, lambda page: _judgement(page, run, results))
+    for name, result in list(results.items())[:1]:
+        _frames(report, name, result["frames"])
+    return report.write(run / "report.html")
+
+
+def _judgement(report: Report, run: Path, results: dict[str, dict[str, Any]]) -> None:
     if results:
         frames = len(next(iter(results.values()))["frames"])
-        report.heading(f"All {frames} evaluation views")
         rows = score_rows(results)
         empty = {name: row for name, row in rows.items() if name.startswith("empty")}
         full = {name: row for name, row in rows.items() if name not in empty}
+        report.heading(f"All {frames} evaluation views")
         report.scores(full, empty, "means over frames of 8-bit pictures on white")
         if STUDENT_TEACHER in results:
             report.gates(gate_results(stored_means(results[STUDENT_TEACHER])))
     _pictures(report, run)
     _cost(report, run)
-    for name, result in list(results.items())[:1]:
-        _frames(report, name, result["frames"])
-    return report.write(run / "report.html")
 
 
 def _pictures(report: Report, run: Path) -> None:

@@ -214,12 +214,11 @@ def same_palette(shown: Tensor, wanted: Tensor) -> bool:
 def cut_off(shown: Tensor, wanted: Tensor) -> CutOff:
     """Test whether the renders lack a part of the object that lies beyond some straight limit.
 
-    The correction puts the missing pixels back. It explains a cut only if nothing was added
-    elsewhere and the object's extent shrank; holes in its middle leave the extent as it is.
+    The correction puts the missing pixels back. It explains a cut only if the object's extent
+    shrank: holes in its middle leave the extent as it is.
     """
     ours, theirs = _silhouettes(shown, wanted)
     missing = theirs & (_distance(shown, border_colour(shown)) < _HARDLY)
-    added = ours & ~theirs
     corrected = torch.where(missing[:, None], wanted, shown)
     before, after = squared_error(shown, wanted), squared_error(corrected, wanted)
     share = int(missing.sum()) / max(int(theirs.sum()), 1)
@@ -229,8 +228,7 @@ def cut_off(shown: Tensor, wanted: Tensor) -> CutOff:
         " smaller) and the rest fits, so it seems cut off at the box"
     )
     trial = _trial("box", "cut off at the box", statement, before, after, None)
-    is_a_cut = share > 0.02 and shrunk > 0.02 and int(added.sum()) < 0.25 * int(missing.sum())
-    return CutOff(trial, is_a_cut)
+    return CutOff(trial, share > 0.02 and shrunk > 0.02)
 
 
 def _extent(masks: Tensor) -> float:

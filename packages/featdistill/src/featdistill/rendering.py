@@ -19,7 +19,7 @@ from featdistill.data.renders import driver_figures
 from featdistill.features import gaussian_features
 from featdistill.models.raster import render
 from featdistill.restore import restore_student
-from featdistill.train import camera_file
+from featdistill.teacher_views import camera_file
 
 
 def render_run(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from loom.config import resolve
 from loom.drawing import print_table
 from loom.errors import UserError
 from loom.evaluation.images import PictureDistance
@@ -23,12 +24,15 @@ from featdistill.assess import (
     read_results,
     score_rows,
     stored_means,
+    write_teacher_views,
 )
-from featdistill.data.nerf_synthetic import read_views
+from featdistill.config import TrainConfig
 from featdistill.diagnose import diagnose_folders
 from featdistill.evaluate import compare, pipeline
+from featdistill.teacher_views import teacher_of
 
 GATE_MISSED = 3
+OTHER_SPLIT_VIEWS = 100
 
 
 def lpips_metric(weights: Path | None) -> PictureDistance | None:
@@ -123,10 +127,22 @@ def diagnose_run(run: Path, teacher_renders: Path | None, *, background: str, as
         raise UserError(
             f"{run} has no references beside its pictures", hint="give --teacher-renders FOLDER"
         )
-    found = diagnose_folders(renders, references, background=background)
+    with TemporaryDirectory() as scratch:
+        others = _other_splits(run, Path(scratch), background)
+        found = diagnose_folders(renders, references, background=background, other_splits=others)
     if as_json:
-        return json.dumps({"verdict": found.verdict, **asdict(found)}, indent=2, default=str)
+        return json.dumps(found.to_json(), indent=2)
     return "\n".join([f"verdict: {found.verdict}", *found.lines()])
+
+
+def _other_splits(run: Path, scratch: Path, background: str) -> dict[str, Path]:
+    """Render what a run's teacher shows of the training views, to recognise a wrong split."""
+    if not (run / "run.json").is_file():
+        return {}
+    teacher = teacher_of(resolve(TrainConfig, run / "config.yaml").config.data)
+    count = min(len(teacher.training), OTHER_SPLIT_VIEWS)
+    write_teacher_views(teacher.gaussians, teacher.training[:count], scratch, background)
+    return {"train": scratch}
 
 
 def _pictures_of(run: Path) -> tuple[Path, Path | None]:
@@ -141,26 +157,3 @@ def _pictures_of(run: Path) -> tuple[Path, Path | None]:
     raise UserError(
         f"{run} has no pictures yet", hint=f"`featdistill eval run {run}` renders and scores them"
     )
-
-
-def describe_scene(folder: Path, width: int | None) -> str:
-    """Read a scene whole; say what is in it."""
-    lines = []
-    for split in ("train", "test"):
-        if not (folder / f"transforms_{split}.json").is_file():
-            continue
-        views = read_views(folder, split, width=width)
-        cameras = views.cameras
-        alpha = views.rgba[..., 3]
-        distances = cameras.centres.norm(dim=1)
-        lines.append(
-            f"{split}: {len(views)} views of {cameras.width}x{cameras.height}, focal length "
-            f"{cameras.focal_px:.2f} px, cameras {distances.min():.3f} to {distances.max():.3f} "
-            f"from the origin, {(alpha > 0).float().mean():.1%} of the pixels show something"
-        )
-    if not lines:
-        raise UserError(
-            f"{folder} has no transforms_train.json and no transforms_test.json",
-            hint="give a folder in NeRF-synthetic layout",
-        )
-    return "\n".join(lines)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from loom.errors import UserError
 from loom.loop import Every, FitResult, Losses, Shard, Term, TrainState, fit
+from loom.native import cores_for_kernels
 from loom.run import Run
 from loom.sampling import draw_rng, epoch_indices
 from torch import Tensor
@@ -62,22 +63,24 @@ def fit_teacher(config: TeacherConfig, run: Run) -> tuple[Gaussians, FitResult]:
     )
     state = TrainState(model, optimizer)
     run.info(f"{config.gaussians} gaussians, {len(train)} training views")
-    result = fit(
-        run,
-        state,
-        steps=config.train.max_steps,
-        batch=TargetSampler(train, config.seed),
-        loss=TeacherLoss(config),
-        lr=config.train.lr_at,
-        evaluate=Every(config.evaluation.interval, TestViews(test, config.evaluation.frames)),
-        gates=config.gates,
-        after_step=Relocation(config, model, optimizer),
-        log_interval=config.log_interval,
-        checkpoint_interval=config.checkpoint_interval,
-    )
+    with cores_for_kernels():
+        result = fit(
+            run,
+            state,
+            steps=config.train.max_steps,
+            batch=TargetSampler(train, config.seed),
+            loss=TeacherLoss(config),
+            lr=config.train.lr_at,
+            evaluate=Every(config.evaluation.interval, TestViews(test, config.evaluation.frames)),
+            gates=config.gates,
+            after_step=Relocation(config, model, optimizer),
+            log_interval=config.log_interval,
+            checkpoint_interval=config.checkpoint_interval,
+        )
     with torch.no_grad():
         gaussians = model()
-    write_ply(run.path("point_cloud.ply"), gaussians)
+    if run.is_main:
+        write_ply(run.path("point_cloud.ply"), gaussians)
     return gaussians, result
 
 

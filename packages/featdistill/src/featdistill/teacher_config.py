@@ -23,7 +23,7 @@ class TeacherData(Config):
 class StartConfig(Config):
     """The visual hull that the gaussians start from."""
 
-    resolution: int = Field(80, ge=4, description="voxels along the longest edge of the hull")
+    resolution: int = Field(100, ge=4, description="voxels along the longest edge of the hull")
     alpha: Fraction = Field(0.02, description="alpha above which a pixel belongs to the silhouette")
     margin_px: int = Field(1, ge=0, description="pixels by which silhouettes are widened")
     interior: Fraction = Field(
@@ -48,7 +48,7 @@ class LearningRates(Config):
 class TeacherTrain(Config):
     """Steps and the optimiser."""
 
-    max_steps: int = Field(6_000, ge=1)
+    max_steps: int = Field(5_000, ge=1)
     lr: LearningRates = LearningRates()
     sh_from: Fraction = Field(0.08, description="share of the steps without view dependence")
 
@@ -106,7 +106,7 @@ class TeacherConfig(Config):
     name: str = "teacher"
     seed: int = Field(0, ge=0)
     data: TeacherData = TeacherData()
-    gaussians: int = Field(15_000, ge=16, description="their number, constant over the run")
+    gaussians: int = Field(20_000, ge=16, description="their number, constant over the run")
     start: StartConfig = StartConfig()
     train: TeacherTrain = TeacherTrain()
     loss: TeacherLossConfig = TeacherLossConfig()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
@@ -36,9 +37,9 @@ def run_teacher(
 ) -> Path:
     """Fit a teacher, score it on the test views, write the page; return the run directory."""
     if resume and source is None and directory is not None:
-        source = directory
-    flags = {
-        "data.scene": str(scene) if scene else None,
+        source = directory if (directory / "config.yaml").is_file() else None
+    flags: dict[str, Any] = {
+        "data.scene": scene,
         "data.width": width,
         "train.max_steps": max_steps,
     }
@@ -48,7 +49,7 @@ def run_teacher(
             f"[data] no scene given: fitting the embedded brick model in {SCENE} "
             "(--scene FOLDER takes your own)"
         )
-        flags["data.scene"] = str(embedded_scene(typer.echo))
+        flags["data.scene"] = embedded_scene(typer.echo)
         resolved = resolve(TeacherConfig, source, overrides, flags=flags)
     with Run.open(
         "featdistill",

@@ -1,38 +1,28 @@
-"""Distil the teacher into the student: phases, loss and the checks that a run cannot lie about.
-
-L = color + depth + opacity + feature_l2 + feature_cos          (image phases, per ray)
-L = (alpha - alpha_T)^2 + alpha_T |rgb - rgb_T|^2 / 3           (volume phases, per point)
-"""
+"""Distil the teacher into the student: phases, batches, and the checks that keep a run honest."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import time
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from loom.errors import GateMissed, UserError
+from loom.errors import GateMissed
 from loom.evaluation.images import psnr_db
 from loom.gates import Baseline, Gate, Invariant
-from loom.loop import Every, FitResult, Losses, Prefetch, Term, TrainState, fit
+from loom.loop import Every, FitResult, Prefetch, TrainState, fit
 from loom.native import cores_for_kernels
 from loom.run import Run
 from loom.sampling import Shard
 from torch import Tensor
 
-from featdistill import losses
 from featdistill.assess import leave_pictures
-from featdistill.cameras import Cameras, orbit_poses
-from featdistill.config import FEATURE_DIM, PROGRESS_NAME, DataSection, PhaseConfig, TrainConfig
-from featdistill.data.nerf_synthetic import read_cameras
-from featdistill.data.ply import ply_of, read_ply
+from featdistill.config import FEATURE_DIM, PROGRESS_NAME, PhaseConfig, TrainConfig
+from featdistill.distillation import Distillation
 from featdistill.features import FeatureScaling
-from featdistill.gaussians import Gaussians
 from featdistill.models import field, occupancy
 from featdistill.models.cell_adam import CellAdam
-from featdistill.models.student import Student, query, render_image, render_rays
+from featdistill.models.student import Student, render_image
 from featdistill.supervision import (
     PointBatch,
     PointSampler,
@@ -41,65 +31,10 @@ from featdistill.supervision import (
     TeacherFrames,
     render_frames,
 )
+from featdistill.teacher_views import Teacher, read_teacher, with_extra_poses
 
 MASK_COLLAPSE = 0.05
 MASK_COLLAPSE_RECORDS = 3
-
-
-class Teacher(NamedTuple):
-    """A teacher and the cameras that a run looks at it from."""
-
-    gaussians: Gaussians
-    training: Cameras
-    evaluation: Cameras
-    typical_distance: float  # of the training cameras to the centre of the teacher, world units
-
-
-def read_teacher(config: TrainConfig, run: Run) -> Teacher:
-    """Read the teacher and the cameras, and register what the run depends on."""
-    data = config.data
-    if data.teacher is None or (data.scene is None and data.camera_json is None):
-        raise UserError(
-            "data.teacher and data.scene are not both set",
-            hint="give data.scene=FOLDER data.teacher=point_cloud.ply, or neither for the "
-            "embedded brick model",
-        )
-    ply = ply_of(data.teacher)
-    gaussians = read_ply(ply)
-    run.use("teacher", ply)
-    cameras = {}
-    for split in ("train", "test"):
-        path = camera_file(data, split)
-        run.use(f"{split}_cameras", path)
-        cameras[split] = read_cameras(path, width=data.width)
-    run.info(f"loaded gaussian teacher features with dimension {FEATURE_DIM}")
-    centre = field.bounding_box(gaussians).mean(dim=0)
-    distance = (cameras["train"].centres - centre).norm(dim=1).mean().item()
-    return Teacher(gaussians, cameras["train"], cameras["test"], distance)
-
-
-def camera_file(data: DataSection, split: str) -> Path:
-    """Return the camera file of the training ("train") or evaluation ("test") views."""
-    explicit = data.camera_json if split == "train" else data.eval_camera_json
-    if explicit is not None:
-        return explicit
-    folder = data.scene or (data.camera_json.parent if data.camera_json else Path())
-    return folder / f"transforms_{split}.json"
-
-
-def with_extra_poses(cameras: Cameras, count: int, generator: torch.Generator) -> Cameras:
-    """Add random poses on the upper hemisphere at the cameras' own mean distance."""
-    if not count:
-        return cameras
-    radius = cameras.centres.norm(dim=1).mean().item()
-    poses = orbit_poses(count, radius, generator)
-    return Cameras(
-        torch.cat([cameras.poses_world_from_camera, poses]),
-        cameras.width,
-        cameras.height,
-        cameras.focal_px,
-        cameras.names + tuple(f"extra/{i}" for i in range(count)),
-    )
 
 
 def new_student(config: TrainConfig, teacher: Teacher, generator: torch.Generator) -> Student:
@@ -152,98 +87,6 @@ class Supervision:
         if self.phase_at(step).target == "volume":
             return self.new_points().batch(step, shard)
         return self.rays.batch(step, shard)
-
-
-class Distillation:
-    """The loss of one batch at one step."""
-
-    def __init__(self, config: TrainConfig, max_weight: Tensor) -> None:
-        """Keep the weights as schedules.
-
-        Args:
-            config: The run's.
-            max_weight: Collects the largest rendered weight of each voxel, for pruning.
-        """
-        self.loss = config.loss
-        self.pipeline = config.feature_pipeline
-        self.phase_at = config.train.phase_at
-        self.background = config.data.background_color
-        self.opacity_weight = config.loss.opacity.weight_at()
-        self.max_weight = max_weight
-        self.lift = None
-        if self.pipeline.compare_space == "student":
-            self.lift = losses.orthonormal_lift(config.student.feature_dim)
-
-    def __call__(self, student: Student, batch: RayBatch | PointBatch, step: int) -> Losses:
-        """Return the terms with their weights at this step."""
-        if isinstance(batch, PointBatch):
-            return self._volume(student, batch)
-        return self._image(student, batch, step)
-
-    def _volume(self, student: Student, batch: PointBatch) -> Losses:
-        raw, inside = query(student, batch.points, batch.directions)
-        out = torch.sigmoid(raw)
-        alpha, color = losses.volume_losses(out[:, 3] * inside, out[:, :3], batch.alpha, batch.rgb)
-        return Losses({"volume_alpha": Term(alpha, 1.0), "volume_color": Term(color, 1.0)})
-
-    def _image(self, student: Student, batch: RayBatch, step: int) -> Losses:
-        targets, loss = batch.targets, self.loss
-        out = render_rays(
-            student,
-            batch.origins,
-            batch.directions,
-            jitter=batch.jitter,
-            feature_rays=len(targets.features),
-            max_weight=self.max_weight,
-        )
-        alpha = 1 - out.transmittance
-        color = losses.color_l1 if loss.color.type == "l1" else losses.color_l2
-        dc, dt = out.rgb - targets.rgb, out.transmittance - targets.transmittance
-        terms = {"color": Term(color(dc, dt, self.background), loss.color.weight)}
-        if loss.depth.weight:
-            distance = out.depth / alpha.clamp_min(1e-3)
-            value = losses.depth_loss(
-                distance, targets, loss.depth.type, loss.depth.alpha_threshold
-            )
-            terms["depth"] = Term(value, loss.depth.weight)
-        weight = self.opacity_weight.at(step)
-        if weight:
-            value = losses.opacity_loss(
-                alpha,
-                1 - targets.transmittance,
-                loss.opacity.type,
-                loss.opacity.target,
-                loss.opacity.background_threshold,
-            )
-            terms["opacity"] = Term(value, weight)
-        metrics: dict[str, float | Tensor] = {"metric/opacity_target_weight_effective": weight}
-        if len(targets.features):
-            terms |= self._features(student, out.features, alpha, batch, step)
-            metrics["metric/feature_mask_fraction"] = targets.has_features.float().mean()
-        return Losses(terms, metrics)
-
-    def _features(
-        self, student: Student, composited: Tensor, alpha: Tensor, batch: RayBatch, step: int
-    ) -> dict[str, Term]:
-        targets = batch.targets
-        seen = composited / alpha[: len(composited), None].clamp_min(0.05)
-        if self.lift is None:
-            predicted, wanted = student.projector(seen), targets.features
-        else:
-            predicted, wanted = seen, targets.features @ self.lift
-        l2, cosine = losses.feature_losses(predicted, wanted, targets.has_features)
-        only_projector = self.phase_at(step).optimize == ("projector",)
-        weights = {
-            name: config.weight if only_projector else config.weight_at().at(step)
-            for name, config in (
-                ("feature_l2", self.loss.feature_l2),
-                ("feature_cos", self.loss.feature_cos),
-            )
-        }
-        return {
-            "feature_l2": Term(l2, weights["feature_l2"]),
-            "feature_cos": Term(cosine, weights["feature_cos"]),
-        }
 
 
 class Pruning:
@@ -326,7 +169,7 @@ def new_optimizer(student: Student) -> CellAdam:
 
 def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     """Distil, writing records, checkpoints and the final state into the run's directory."""
-    teacher = read_teacher(config, run)
+    teacher = read_teacher(config.data, run)
     views = with_extra_poses(teacher.training, config.data.extra_poses, run.generator("poses"))
     frames = render_frames(teacher.gaussians, views)
     run.info(f"Loaded teacher frames ({len(views)})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 from loom.config import Resolved, resolve
@@ -17,7 +18,8 @@ from featdistill.figures import write_report
 from featdistill.models.student import Student
 from featdistill.restore import restore_student
 from featdistill.scoring import lpips_metric, print_judgement
-from featdistill.train import Teacher, read_teacher, train
+from featdistill.teacher_views import Teacher, read_teacher
+from featdistill.train import train
 
 
 def run_training(
@@ -33,7 +35,7 @@ def run_training(
 ) -> Path:
     """Train, judge every evaluation view, write the page; return the run directory."""
     if resume and source is None and directory is not None:
-        source = directory
+        source = directory if (directory / "config.yaml").is_file() else None
     flags = {"train.max_steps": max_steps, "log_interval": log_interval}
     resolved = resolve(TrainConfig, source, overrides, flags=flags)
     whole = resolve(TrainConfig, source, overrides).config.train.max_steps
@@ -60,7 +62,7 @@ def _with_data(
     resolved: Resolved[TrainConfig],
     source: Path | None,
     overrides: Sequence[str] | None,
-    flags: dict[str, int | None],
+    flags: dict[str, Any],
 ) -> Resolved[TrainConfig]:
     """Fill in the embedded scene and teacher where the configuration names no data at all."""
     data = resolved.config.data
@@ -72,7 +74,7 @@ def _with_data(
     )
     embedded_scene(typer.echo)
     embedded_teacher(typer.echo)
-    paths = {"data.scene": str(SCENE), "data.teacher": str(TEACHER)}
+    paths = {"data.scene": SCENE, "data.teacher": TEACHER}
     return resolve(TrainConfig, source, overrides, flags={**flags, **paths})
 
 
@@ -80,7 +82,7 @@ def judge(
     run: Run[TrainConfig], student: Student, step: int, lpips_weights: Path | None = None
 ) -> Assessment:
     """Score every evaluation view at the end of a run."""
-    teacher = read_teacher(run.config, run)
+    teacher = read_teacher(run.config.data, run)
     return assess(
         student,
         teacher.gaussians,
@@ -99,7 +101,7 @@ def assess_run(directory: Path, *, background: str, lpips_weights: Path | None) 
     with Run.open(
         "featdistill", TrainConfig, restored.run, directory=restored.run, resume=True, quiet=True
     ) as run:
-        teacher = read_teacher(run.config, run)
+        teacher = read_teacher(run.config.data, run)
         assess(
             restored.student,
             teacher.gaussians,

@@ -75,7 +75,7 @@ def render_pixels(
         ValueError: a pixel lies outside the image.
     """
     view = view_of(camera)
-    limit = torch.tensor([view.width, view.height])
+    limit = pixels.new_tensor([view.width, view.height])
     if ((pixels < 0) | (pixels >= limit)).any():
         raise ValueError(f"a pixel lies outside the image of {view.width} x {view.height}")
     if _implementation(gaussians, impl) == "torch":
