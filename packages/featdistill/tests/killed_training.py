@@ -21,8 +21,12 @@ import time
 from pathlib import Path
 
 import torch
-from featdistill import supervision
+from featdistill import supervision, training_run
 from featdistill.cli import main as featdistill
+from featdistill.config import TrainConfig
+from featdistill.models.student import Student
+from loom.loop import FitResult
+from loom.run import Run
 from loom.sampling import Shard
 
 
@@ -104,19 +108,26 @@ def require_success(status: int, log: Path) -> None:
 
 
 def observe(folder: Path, arguments: list[str]) -> int:
-    """Train and write (step, rank, world, rays) of each batch, once per step."""
+    """Train; write the rays of each step, and the occupancy that this process ends with."""
     seen: dict[int, tuple[int, int, torch.Tensor]] = {}
-    draw = supervision.RaySampler.batch
+    occupancy: list[torch.Tensor] = []
+    draw, train = supervision.RaySampler.batch, training_run.train
 
     def watched(self: supervision.RaySampler, step: int, shard: Shard) -> supervision.RayBatch:
         batch = draw(self, step, shard)
         seen[step] = (shard.rank, shard.world, torch.cat([batch.origins, batch.directions], 1))
         return batch
 
+    def trained(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
+        student, result = train(config, run)
+        occupancy.append(student.occupancy)
+        return student, result
+
     supervision.RaySampler.batch = watched
+    training_run.train = trained
     code = run(["train", *arguments])
     rank = os.environ.get("RANK", "0")
-    torch.save(seen, folder / f"rays_{rank}.pt")
+    torch.save({"rays": seen, "occupancy": occupancy[0]}, folder / f"seen_{rank}.pt")
     return code
 
 
@@ -124,7 +135,6 @@ def import_what_training_imports() -> None:
     """Load what torch and the run import at first use, for all children at once."""
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     for name in (
-        "featdistill.training_run",
         "tensorboard.compat.proto.event_pb2",
         "tensorboard.summary.writer.record_writer",
     ):

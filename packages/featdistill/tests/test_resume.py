@@ -121,8 +121,9 @@ def test_two_processes_take_the_steps_rates_and_rays_of_one(tiny, tmp_path):
     assert rates[0] == rates[1]
     assert [step for step, *_ in rates[0]] == list(range(1, 61))
 
-    whole = torch.load(one / "rays_0.pt", weights_only=True)
-    parts = [torch.load(two / f"rays_{rank}.pt", weights_only=True) for rank in range(2)]
+    alone = torch.load(one / "seen_0.pt", weights_only=True)
+    pair = [torch.load(two / f"seen_{rank}.pt", weights_only=True) for rank in range(2)]
+    whole, parts = alone["rays"], [seen["rays"] for seen in pair]
     image_steps = range(8, 60)  # the phase before them draws points
     for step in image_steps:
         rank, world, rays = whole[step]
@@ -133,8 +134,11 @@ def test_two_processes_take_the_steps_rates_and_rays_of_one(tiny, tmp_path):
             both[rank::2] = part[step][2]
         assert torch.equal(both, rays), f"step {step}"
 
-    states = [final_state(place / "run") for place in (one, two)]
-    assert states[0]["step"] == states[1]["step"] == 60
-    for name, value in states[0]["model"].items():
-        close = torch.testing.assert_close
-        close(states[1]["model"][name].float(), value.float(), atol=2e-2, rtol=0.1, msg=name)
+    assert torch.equal(pair[0]["occupancy"], pair[1]["occupancy"])
+    ours, theirs = (final_state(place / "run") for place in (two, one))
+    assert ours["step"] == theirs["step"] == 60
+    for name, limit in (("weights", 0.03), ("head", 0.15)):  # means over halves of masked rays
+        ours_there, there = ours["model"][name], theirs["model"][name]
+        assert (ours_there - there).norm() < limit * there.norm(), name
+    last = [read_records(place / "run")[-1]["metric/psnr_db"] for place in (one, two)]
+    assert last[0] == pytest.approx(last[1], abs=0.2)

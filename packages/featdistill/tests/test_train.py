@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from featdistill import train as training
+from featdistill.config import DataSection, PruneSection, TrainConfig
 from featdistill.features import FeatureScaling
 from featdistill.supervision import PointSampler, RaySampler, TeacherFrames, render_frames
 from featdistill.teacher_views import teacher_of
@@ -234,8 +235,6 @@ def test_the_notes_configuration_with_a_removed_key_is_refused(canonical, comman
 
 @pytest.fixture(scope="module")
 def teacher(tiny):
-    from featdistill.config import DataSection
-
     return teacher_of(DataSection(scene=tiny.scene, teacher=tiny.teacher))
 
 
@@ -286,6 +285,33 @@ def test_the_points_of_both_processes_are_those_of_one(teacher):
     parts = [sampler.batch(5, Shard(rank, 2)) for rank in range(2)]
     for name in whole._fields:
         assert torch.equal(union([getattr(p, name) for p in parts]), getattr(whole, name)), name
+
+
+def test_a_voxel_that_any_process_has_shown_is_kept_by_all(monkeypatch):
+    """Each process marches other rays, and must end with the same occupancy."""
+    here, there = torch.zeros(4, 4, 4), torch.zeros(4, 4, 4)
+    here[0, 0, 0], there[3, 3, 3] = 0.5, 0.5
+    dropped: list[Tensor] = []
+
+    class Seen:
+        def new_max_weight(self) -> Tensor:
+            return here
+
+        def prune(self, max_weight: Tensor, threshold: float) -> float:
+            dropped.append(max_weight < threshold)
+            return 0.0
+
+    class Silent:
+        def info(self, message: str) -> None:
+            pass
+
+    monkeypatch.setattr(
+        training.distributed, "gather", lambda own: torch.cat([own, there.expand_as(own)])
+    )
+    config = TrainConfig(prune=PruneSection(at=(0.5,)))
+    training.Pruning(config, Seen(), Silent()).after_update(config.train.max_steps // 2)
+    kept = ~dropped[0]
+    assert torch.nonzero(kept).tolist() == [[0, 0, 0], [3, 3, 3]]
 
 
 def test_rays_are_drawn_where_the_teacher_shows_something_and_just_around(teacher):
