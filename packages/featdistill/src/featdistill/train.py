@@ -7,6 +7,7 @@ import itertools
 import time
 
 import torch
+from loom import distributed
 from loom.errors import GateMissed
 from loom.evaluation.images import psnr_db
 from loom.gates import Baseline, Gate, Invariant
@@ -107,6 +108,8 @@ class Pruning:
         if completed in self.begin:
             self.max_weight.zero_()
         if completed in self.at:
+            # Each process has marched other rays; all of them must drop the same voxels.
+            self.max_weight.copy_(distributed.gather(self.max_weight[None]).amax(dim=0))
             share = self.student.prune(self.max_weight, self.threshold)
             self.run.info(f"[occupancy] pruned at step {completed}: {share:.1%} of it is left")
 
