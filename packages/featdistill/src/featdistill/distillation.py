@@ -12,19 +12,23 @@ from torch import Tensor
 
 from featdistill import losses
 from featdistill.config import TrainConfig
+from featdistill.losses import RayTargets
 from featdistill.models.student import Student, query, render_rays
 from featdistill.supervision import PointBatch, RayBatch
+
+MIN_ALPHA = 0.05
+"""Opacity that a ray's features are divided by at least."""
 
 
 class Distillation:
     """The loss of one batch at one step."""
 
-    def __init__(self, config: TrainConfig, max_weight: Tensor) -> None:
+    def __init__(self, config: TrainConfig, max_weight: Tensor | None = None) -> None:
         """Keep the weights as schedules.
 
         Args:
             config: The run's.
-            max_weight: Collects the largest rendered weight of each voxel, for pruning.
+            max_weight: Collects the largest rendered weight of each voxel, where one prunes.
         """
         self.loss = config.loss
         self.pipeline = config.feature_pipeline
@@ -84,16 +88,28 @@ class Distillation:
             metrics["metric/feature_mask_fraction"] = targets.has_features.float().mean()
         return Losses(terms, metrics)
 
-    def _features(
-        self, student: Student, composited: Tensor, alpha: Tensor, batch: RayBatch, step: int
-    ) -> dict[str, Term]:
-        targets = batch.targets
-        seen = composited / alpha[: len(composited), None].clamp_min(0.05)
+    def feature_errors(
+        self, student: Student, composited: Tensor, alpha: Tensor, targets: RayTargets
+    ) -> tuple[Tensor, Tensor]:
+        """Compare features in the configured space: squared error, and one minus the cosine.
+
+        Args:
+            student: Whose projector is asked.
+            composited: The student's features along the first k rays, premultiplied, [k, d].
+            alpha: Its opacity along all rays, [r].
+            targets: The teacher's side.
+        """
+        seen = composited / alpha[: len(composited), None].clamp_min(MIN_ALPHA)
         if self.lift is None:
             predicted, wanted = student.projector(seen), targets.features
         else:
             predicted, wanted = seen, targets.features @ self.lift
-        l2, cosine = losses.feature_losses(predicted, wanted, targets.has_features)
+        return losses.feature_losses(predicted, wanted, targets.has_features)
+
+    def _features(
+        self, student: Student, composited: Tensor, alpha: Tensor, batch: RayBatch, step: int
+    ) -> dict[str, Term]:
+        l2, cosine = self.feature_errors(student, composited, alpha, batch.targets)
         only_projector = self.phase_at(step).optimize == ("projector",)
         weights = {
             name: config.weight if only_projector else config.weight_at().at(step)

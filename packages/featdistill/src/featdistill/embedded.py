@@ -44,9 +44,7 @@ def embedded_teacher(
     ply = directory / "point_cloud.ply"
     if not ply.is_file():
         say(f"[data] fitting the embedded teacher in {directory}")
-        resolved = resolve(
-            TeacherConfig, overrides=TEACHER_SETTINGS, flags={"data.scene": scene}
-        )
+        resolved = resolve(TeacherConfig, overrides=TEACHER_SETTINGS, flags={"data.scene": scene})
         unfinished = (directory / "run.json").is_file()
         with Run.open(
             "featdistill", TeacherConfig, resolved, directory=directory, resume=unfinished

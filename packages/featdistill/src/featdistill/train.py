@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-import time
 
 import torch
 from loom import distributed
 from loom.errors import GateMissed
-from loom.evaluation.images import psnr_db
 from loom.gates import Baseline, Gate, Invariant
 from loom.loop import Every, FitResult, Prefetch, TrainState, fit
 from loom.native import cores_for_kernels
@@ -21,9 +19,10 @@ from featdistill.assess import leave_pictures
 from featdistill.config import FEATURE_DIM, PROGRESS_NAME, PhaseConfig, TrainConfig
 from featdistill.distillation import Distillation
 from featdistill.features import FeatureScaling
+from featdistill.glance import Glance
 from featdistill.models import field, occupancy
 from featdistill.models.cell_adam import CellAdam
-from featdistill.models.student import Student, render_image
+from featdistill.models.student import Student
 from featdistill.supervision import (
     PointBatch,
     PointSampler,
@@ -40,11 +39,11 @@ MASK_COLLAPSE_RECORDS = 3
 
 def new_student(config: TrainConfig, teacher: Teacher, generator: torch.Generator) -> Student:
     """Place a student around the teacher, loosely: training prunes what it never shows."""
-    box = field.bounding_box(teacher.gaussians)
+    blur = field.screen_blur(teacher.training.focal_px, teacher.typical_distance)
+    box = field.bounding_box(teacher.gaussians, blur=blur)
     if config.student.bbox is not None:
         box = torch.tensor(config.student.bbox)
     shape = occupancy.voxel_shape(box, config.student.occupancy_resolution)
-    blur = field.screen_blur(teacher.training.focal_px, teacher.typical_distance)
     filled = field.solid(teacher.gaussians, occupancy.voxel_centres(box, shape), blur=blur)
     return Student(config.student, box, occupancy.dilate(filled.to(torch.uint8)), generator)
 
@@ -122,38 +121,6 @@ class Pruning:
         self.max_weight.copy_(state["max_weight"])
 
 
-class Evaluation:
-    """Quick looks during training: a few evaluation views on white, and an empty picture beside."""
-
-    def __init__(self, config: TrainConfig, teacher: Teacher) -> None:
-        """Render the teacher's side once."""
-        count = min(config.evaluation.frames, len(teacher.evaluation))
-        chosen = [i * len(teacher.evaluation) // count for i in range(count)]
-        self.frames = render_frames(teacher.gaussians, teacher.evaluation[chosen])
-        self.wanted = self.frames.on_background(1.0).numpy()
-        blank = torch.full_like(self.frames.on_background(1.0)[0], 255).numpy()
-        self.blank_db = sum(psnr_db(blank, w) for w in self.wanted) / count
-
-    def __call__(self, student: Student) -> dict[str, float | None]:
-        """Mean PSNR against the teacher on white, and that of an empty picture."""
-        scores = []
-        for index, wanted in enumerate(self.wanted):
-            rgba, _ = render_image(student, self.frames.cameras[index])
-            scores.append(psnr_db(on_white(rgba).numpy(), wanted))
-        mean = sum(scores) / len(scores)
-        return {
-            "metric/psnr_db": mean,
-            "baseline/blank/psnr_db": self.blank_db,
-            "perf/cpu_s": time.process_time(),
-        }
-
-
-def on_white(rgba: Tensor) -> Tensor:
-    """Composite a premultiplied picture [h, w, 4] on white, 8 bits [h, w, 3]."""
-    rgb = rgba[..., :3] + (1 - rgba[..., 3:])
-    return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
 def new_optimizer(student: Student) -> CellAdam:
     """Named groups, so that a phase can say which of them learn."""
     return CellAdam(
@@ -183,7 +150,7 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     pruning = Pruning(config, student, run)
     state.extras["pruning"] = pruning
     supervision = Supervision(config, teacher, frames, student)
-    evaluation = Evaluation(config, teacher)
+    glance = Glance(config, teacher)
     restarts = frozenset(_volume_ends(config.train.phases))
 
     def before_step(step: int) -> None:
@@ -206,7 +173,7 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
                 loss=Distillation(config, pruning.max_weight),
                 lr=config.train.lr_at,
                 trainable=lambda step: config.train.phase_at(step).optimize,
-                evaluate=Every(config.evaluation.interval, evaluation),
+                evaluate=Every(config.evaluation.interval, glance),
                 gates=(blank_gate(config), *config.gates),
                 invariants=invariants(config),
                 before_step=before_step,
@@ -219,7 +186,7 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
             )
     except GateMissed:
         if run.is_main:
-            cameras = evaluation.frames.cameras
+            cameras = glance.frames.cameras
             leave_pictures(state.ema_model, teacher.gaussians, cameras, run.dir)
             run.info(f"[gate] `featdistill diagnose {run.dir}` looks at what it showed")
         raise
