@@ -1,9 +1,9 @@
 """Trainings that are killed, and trainings of several processes.
 
 A script, because a process that forks must not have computed anything yet.
-`killed_training.py kill FOLDER fork|spawn KILLS SEED ARGUMENT...` runs `featdistill train` once in
-peace, and once killed with SIGKILL at random moments and resumed each time; forked children share
-one import of torch, spawned ones are processes of their own from the first instruction.
+`killed_training.py kill FOLDER KILLS SEED ARGUMENT...` runs `featdistill train` once in peace, and
+once killed with SIGKILL at random moments and resumed each time, in forked children that share one
+import of torch.
 `killed_training.py observe FOLDER ARGUMENT...` runs it in this process, which torchrun may have
 started, and writes the rays that its batches held.
 """
@@ -15,7 +15,6 @@ import importlib
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -47,12 +46,8 @@ def run(arguments: list[str], log: Path | None = None) -> int:
     return 0
 
 
-def start(arguments: list[str], log: Path, way: str) -> int:
-    """Run the command line in another process; return its id."""
-    if way == "spawn":
-        program = [sys.executable, "-c", "from featdistill.cli import main; main()", *arguments]
-        with log.open("a", encoding="utf-8") as stream:
-            return subprocess.Popen(program, stdout=stream, stderr=stream).pid
+def start(arguments: list[str], log: Path) -> int:
+    """Run the command line in a forked process; return its id."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -63,16 +58,16 @@ def start(arguments: list[str], log: Path, way: str) -> int:
     return pid
 
 
-def kill_until_done(folder: Path, way: str, kills: int, seed: int, arguments: list[str]) -> None:
+def kill_until_done(folder: Path, kills: int, seed: int, arguments: list[str]) -> None:
     """Train in peace; train killed and resumed. The final weights are for others to compare."""
     log = folder / "log.txt"
-    whole = start(["train", *arguments, "--run-dir", str(folder / "whole")], log, way)
+    whole = start(["train", *arguments, "--run-dir", str(folder / "whole")], log)
     require_success(os.waitpid(whole, 0)[1], log)
     moments, killed, steps = random.Random(seed), 0, []
     target = folder / "killed"
     while True:
         mode = ["--resume"] if (target / "run.json").exists() else arguments
-        pid = start(["train", *mode, "--run-dir", str(target)], log, way)
+        pid = start(["train", *mode, "--run-dir", str(target)], log)
         if killed < kills:
             if killed % 4 != 3:  # three of four in the midst of steps and saves, one while starting
                 wait_for_another_checkpoint(target / "checkpoints", pid)
@@ -144,9 +139,7 @@ def import_what_training_imports() -> None:
 if __name__ == "__main__":
     mode, place = sys.argv[1], Path(sys.argv[2])
     if mode == "kill":
-        way, kills, seed = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
-        if way == "fork":
-            import_what_training_imports()
-        kill_until_done(place, way, kills, seed, sys.argv[6:])
+        import_what_training_imports()
+        kill_until_done(place, int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])
     else:
         raise SystemExit(observe(place, sys.argv[3:]))

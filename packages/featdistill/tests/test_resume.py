@@ -32,7 +32,7 @@ def script(*arguments: str | Path, launcher: tuple[str, ...] = ()) -> str:
         [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -83,25 +83,25 @@ def untimed(run: Path) -> list[dict]:
     ]
 
 
-def require_equal_after_kills(folder: Path, settings: tuple[str, ...], way: str, kills: int) -> str:
-    said = script("kill", folder, way, kills, 20, *settings)
+def require_equal_after_kills(folder: Path, settings: tuple[str, ...], kills: int) -> str:
+    said = script("kill", folder, kills, 20, *settings)
     assert f"killed {kills};" in said, said
     assert differing(final_state(folder / "whole"), final_state(folder / "killed")) == []
     assert untimed(folder / "whole") == untimed(folder / "killed")
     facts = json.loads((folder / "killed" / "run.json").read_text(encoding="utf-8"))
-    assert len(facts["resumes"]) >= kills - 1  # a kill before run.json leaves nothing to resume
+    assert len(facts["resumes"]) >= kills // 2  # a start that is killed early leaves no trace
     return said
 
 
 def test_a_run_killed_three_times_ends_with_the_bits_of_an_uninterrupted_one(tiny, tmp_path):
     settings = (*tiny.settings, *LIGHT, "train.max_steps=80", "log_interval=10")
-    require_equal_after_kills(tmp_path, settings, "fork", kills=3)
+    require_equal_after_kills(tmp_path, settings, kills=3)
 
 
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_with_the_bits_of_an_uninterrupted_one(tiny, tmp_path):
     settings = (*tiny.settings, *LIGHT, "train.max_steps=400", "log_interval=10")
-    print(require_equal_after_kills(tmp_path, settings, "spawn", kills=20))
+    print(require_equal_after_kills(tmp_path, settings, kills=20))
 
 
 @pytest.mark.dist
