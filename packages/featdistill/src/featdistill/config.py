@@ -44,7 +44,7 @@ class FeaturePipelineConfig(Config):
         "student: lift the teacher's 52 by a fixed orthonormal map to the student's space",
     )
     projector: ProjectorConfig = ProjectorConfig()
-    rays: int = Field(512, ge=1, description="rays of each batch that carry the feature loss")
+    rays: int = Field(128, ge=1, description="rays of each batch that carry the feature loss")
     alpha_threshold: Fraction = Field(
         0.6, description="teacher opacity above which a ray has a feature target"
     )

@@ -15,7 +15,6 @@ SETTINGS = (
     "train.max_steps=1500",
     "train.points=50000",
     "train.rays=2048",
-    "feature_pipeline.rays=256",
     "data.extra_poses=100",
     "evaluation.interval=250",
     "checkpoint_interval=500",
