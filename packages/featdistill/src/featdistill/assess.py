@@ -22,6 +22,7 @@ from loom.gates import evaluate as answer
 
 from featdistill.cameras import Cameras
 from featdistill.data.nerf_synthetic import Views
+from featdistill.data.png import make_folder
 from featdistill.data.renders import (
     RenderStats,
     find_rgba,
@@ -213,16 +214,15 @@ def _score(
         sources=sources,
         render_stats=render_stats,
     )
+    make_folder(folder / "evaluation")
     write_json(result_path(folder, name), result.to_json())
     append_summary(folder / "evaluation" / "metrics_summary.csv", result.row())
     return result
 
 
 def result_path(folder: Path, name: str) -> Path:
-    """Where a row's scores are written in a run directory; the folder exists then."""
-    path = folder / "evaluation" / f"{name.replace(' ', '_')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    """Where a row's scores are written in a run directory."""
+    return folder / "evaluation" / f"{name.replace(' ', '_')}.json"
 
 
 def read_results(folder: Path) -> dict[str, dict]:
