@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from featdistill.assess import (
     score_rows,
     stored_means,
 )
+from featdistill.data.png import write_png
 from featdistill.data.renders import find_pictures
 from featdistill.evaluate import read_reference
 
@@ -34,7 +36,10 @@ def error_map(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` of a run: scores, pictures and cost, then the core's part."""
+    """Write `report.html` of a run: scores, pictures and cost, then the core's part.
+
+    The pictures stand in `pictures.png` as well.
+    """
     results = read_results(run)
     report = run_report(run, lambda page: _judgement(page, run, results))
     for name, result in list(results.items())[:1]:
@@ -57,6 +62,19 @@ def _judgement(report: Report, run: Path, results: dict[str, dict[str, Any]]) ->
 
 
 def _pictures(report: Report, run: Path) -> None:
+    rows = list(comparisons(run))
+    if not rows:
+        return
+    captioned = []
+    for number, *pictures in rows:
+        captions = (f"view {number}: teacher", "student", f"difference x{ERROR_GAIN}")
+        captioned += list(zip(captions, pictures, strict=True))
+    report.heading("Pictures").pictures(captioned, columns=3)
+    write_png(run / "pictures.png", np.concatenate([np.concatenate(r[1:], 1) for r in rows]))
+
+
+def comparisons(run: Path) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield number, teacher, student and their difference for a few views of a run."""
     renders, references = newest_renders(run), run / "teacher"
     if renders is None and (run / STOPPED).is_dir():
         renders, references = run / STOPPED / "student", run / STOPPED / "teacher"
@@ -64,17 +82,10 @@ def _pictures(report: Report, run: Path) -> None:
         return
     ours, theirs = find_pictures(renders), find_pictures(references)
     numbers = [n for n in theirs if n in ours]
-    chosen = numbers[:: max(1, len(numbers) // SHOWN)][:SHOWN]
-    row = []
-    for number in chosen:
+    for number in numbers[:: max(1, len(numbers) // SHOWN)][:SHOWN]:
         student = read_reference(ours[number], "white").pixels
         teacher = read_reference(theirs[number], "white").pixels
-        row += [
-            (f"view {number}: teacher", teacher),
-            ("student", student),
-            (f"difference x{ERROR_GAIN}", error_map(student, teacher)),
-        ]
-    report.heading("Pictures").pictures(row, columns=3)
+        yield number, teacher, student, error_map(student, teacher)
 
 
 def _cost(report: Report, run: Path) -> None:
