@@ -439,3 +439,9 @@ def test_moving_a_run_aside_keeps_every_file_and_refuses_a_running_one(tmp_path)
     assert (moved / "metrics.jsonl").read_text() == "{}"
     with opened(old), pytest.raises(UserError, match="is running in it"):
         run_directory.move_aside(old)
+
+
+def test_a_run_that_ended_at_once_asks_for_its_configuration_again(tmp_path):
+    (tmp_path / ".lock").touch()
+    with pytest.raises(UserError, match="before it had written its configuration"):
+        opened(tmp_path, resume=True)

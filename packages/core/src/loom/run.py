@@ -109,8 +109,9 @@ class Run(Generic[C]):
                 hint="name the run's directory",
             )
         if resume and source is None and directory is not None:
-            source = directory / CONFIG_FILE
-            if directory.is_dir() and not source.is_file():
+            if (directory / CONFIG_FILE).is_file():
+                source = directory / CONFIG_FILE
+            elif directory.is_dir() and run_directory.is_vacant(directory):
                 raise UserError(
                     f"{directory}: the run ended before it had written its configuration",
                     hint="give the configuration again, as at its beginning",

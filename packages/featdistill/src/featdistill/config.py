@@ -279,8 +279,10 @@ class DataSection(Config):
     )
     width: int | None = Field(None, ge=8, description="image width in pixels; null: as stored")
     extra_poses: int = Field(300, ge=0, description="random poses that the teacher renders as well")
-    background_color: Literal["random", "white", "black"] = Field(
-        "random", description="background that the colour loss composites on"
+    background_color: Literal["mixed", "random", "white", "black"] = Field(
+        "mixed",
+        description="background that the colour loss composites on; mixed: half of it white, on "
+        "which pictures are judged, half random, which tells white from empty",
     )
 
 
