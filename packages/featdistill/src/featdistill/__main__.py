@@ -1,0 +1,5 @@
+"""`python -m featdistill`, the form that torchrun takes."""
+
+from featdistill.cli import main
+
+main()
