@@ -11,6 +11,7 @@ All are read as z-depth in metres, float32, 0 where there is none. Nothing is fi
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import Literal, get_args
 
 import numpy as np
@@ -90,7 +91,15 @@ def read_npy(path: Path) -> np.ndarray:
         array = np.lib.format.read_array(
             stream, allow_pickle=False, max_header_size=_MAX_NPY_HEADER
         )
-    except (ValueError, EOFError, OSError, MemoryError, TypeError, SyntaxError) as error:
+    except (
+        ValueError,
+        EOFError,
+        OSError,
+        MemoryError,
+        TypeError,
+        SyntaxError,
+        TokenError,
+    ) as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(
             f"{path}: no readable array: {reason}", hint="the file is damaged: render it again"

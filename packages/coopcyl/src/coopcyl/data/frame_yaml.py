@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import yaml
 from yaml.constructor import ConstructorError
+from yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from coopcyl.data.errors import DataError
 from coopcyl.data.images import read_bytes
 from coopcyl.geometry.carla import pose_from_cords
 
 MAX_BYTES = 8_000_000
+MAX_DEPTH = 32
 _CAMERA = re.compile(r"^camera\d+$")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -142,6 +144,7 @@ def _load(data: bytes, path: Path) -> Any:
             hint="this is not the YAML file of one vehicle at one time",
         )
     try:
+        _check_depth(data, path)
         return yaml.load(data, Loader=_Loader)  # noqa: S506  the safe loader, in C where it exists
     except ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
@@ -161,6 +164,18 @@ def _load(data: bytes, path: Path) -> Any:
         raise DataError(
             f"{path}: no valid YAML: {reason}", hint="the file is damaged: copy it again"
         ) from error
+
+
+def _check_depth(data: bytes, path: Path) -> None:
+    """Refuse nesting that the loader, which recurses in C, would answer by a crash."""
+    depth = 0
+    for event in yaml.parse(data, Loader=_Loader):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise DataError(
+                f"{path}:{event.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels",
+                hint="this is not the YAML file of one vehicle at one time",
+            )
 
 
 def _vehicles(content: "_Fields") -> tuple[Vehicle, ...]:
