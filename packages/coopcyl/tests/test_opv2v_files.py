@@ -290,6 +290,19 @@ def test_ascii_clouds_and_other_field_orders_are_read(tmp_path):
     np.testing.assert_array_equal(read_pcd(tmp_path / "a.pcd"), [[1, 2, 3], [4, 5, 6]])
 
 
+def test_binary_clouds_with_other_fields_between_the_coordinates_are_read(tmp_path):
+    header = (
+        "VERSION 0.7\nFIELDS z ring x intensity y\nSIZE 8 2 4 1 4\nTYPE F U F U F\n"
+        "COUNT 1 1 1 1 1\nWIDTH 2\nHEIGHT 1\nPOINTS 2\nDATA binary\n"
+    )
+    table = np.array(
+        [(3.0, 7, 1.0, 9, 2.0), (6.0, 7, 4.0, 9, 5.0)],
+        dtype=[("z", "<f8"), ("r", "<u2"), ("x", "<f4"), ("i", "u1"), ("y", "<f4")],
+    )
+    (tmp_path / "a.pcd").write_bytes(header.encode() + table.tobytes())
+    np.testing.assert_array_equal(read_pcd(tmp_path / "a.pcd"), [[1, 2, 3], [4, 5, 6]])
+
+
 def test_compressed_clouds_are_refused_with_the_command_that_converts_them(tmp_path):
     write_pcd(tmp_path / "a.pcd", np.zeros((2, 3)))
     data = (tmp_path / "a.pcd").read_bytes().replace(b"DATA binary", b"DATA binary_compressed")

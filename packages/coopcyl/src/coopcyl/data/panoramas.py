@@ -101,7 +101,7 @@ class PanoramaReader:
 
     def table(self, rig: Rig) -> StitchTable:
         """Return the stitch table of a rig with rounded rotations, building it once."""
-        rounded = Rig(tuple(_rounded(camera) for camera in rig.cameras))
+        rounded = rounded_rig(rig)
         key = rounded.digest()
         if key not in self._tables:
             self._tables[key] = build_table(rounded, self.panorama)
@@ -145,6 +145,11 @@ def frame_rig(record: FrameRecord, names: Sequence[str], sizes: Sequence[tuple[i
         except ValueError as error:
             raise DataError(f"{record.path}: {error}", hint="copy the YAML file again") from error
     return Rig(tuple(cameras))
+
+
+def rounded_rig(rig: Rig) -> Rig:
+    """Return a rig that looks the same way, of the grid of rotations that share stitch tables."""
+    return Rig(tuple(_rounded(camera) for camera in rig.cameras))
 
 
 def encode_range(range_m: np.ndarray, max_range_m: float) -> np.ndarray:

@@ -10,15 +10,15 @@ import numpy as np
 from coopcyl.geometry.panorama import Panorama
 from coopcyl.geometry.rig import Camera, Rig
 
-_COLUMNS = 1440
-_ROWS = 721
+_COLUMNS = 720
+_ROWS = 361
 
 
 def expected_coverage(rig: Rig, panorama: Panorama) -> float:
     """Return the share of a panorama's area that the rig's cameras see, in [0, 1].
 
-    The area is sampled on a grid of its own (a quarter of a degree by a quarter of a degree or
-    finer), independent of the panorama's size; the result is good to about 1e-3.
+    The area is sampled on a grid of its own, half a degree wide and finer in height, independent of
+    the panorama's size; the result is good to about 1e-3.
     """
     grid = Panorama(
         _COLUMNS,
