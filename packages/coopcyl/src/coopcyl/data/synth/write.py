@@ -14,7 +14,7 @@ import yaml
 from loom.errors import UserError
 from loom.files import explained
 
-from coopcyl.data.depth import DepthFormat, encode_carla_rgb24, encode_opv2v_h
+from coopcyl.data.depth import DEPTH_FORMATS, DepthFormat, encode_carla_rgb24, encode_opv2v_h
 from coopcyl.data.images import write_png
 from coopcyl.data.pcd import write_pcd
 from coopcyl.data.synth.raycast import SKY, Boxes, camera_rays, cast_camera, cast_rays
@@ -77,6 +77,15 @@ class SynthOptions:
             raise UserError(
                 f"depth formats {', '.join(self.depth)}", hint="any of npy, carla_rgb24, opv2v_h"
             )
+
+
+def depth_formats(text: str) -> tuple[DepthFormat, ...]:
+    """Return the formats named in a text such as `npy,carla_rgb24`."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    known = [name for name in DEPTH_FORMATS if name in names]
+    if len(known) != len(set(names)):
+        raise UserError(f"depth formats {text}", hint="any of npy, carla_rgb24, opv2v_h")
+    return tuple(known)
 
 
 def write_tree(root: Path, options: SynthOptions) -> int:
