@@ -86,7 +86,7 @@ class GridSample:
 
 
 def measure(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the best CPU seconds of each action; they take turns, the first turn is not counted."""
+    """Return the best CPU seconds of each action; they take turns, the first one not counted."""
     best = dict.fromkeys(actions, float("inf"))
     for turn in range(repeats + 1):
         for name, action in actions.items():
