@@ -26,7 +26,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def call(*arguments: str | Path, code: int = 0) -> Result:
+def call(*arguments: str | int | Path, code: int = 0) -> Result:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output
     return result
@@ -94,6 +94,23 @@ def test_preview_takes_a_time_by_name(small_root):
     wanted = f"{frame.scenario}/{frame.time}"
     result = call("preview", "--root", small_root, "--frame", wanted, *SMALL_PANORAMA)
     assert wanted in result.stdout
+
+
+def test_preview_takes_a_time_by_its_index_from_either_end(small_root):
+    frames = read_tree(small_root, "train").frames
+    for index in (1, -1):
+        result = call("preview", "--root", small_root, "--frame", index, *SMALL_PANORAMA)
+        assert f"{frames[index].scenario}/{frames[index].time}" in result.stdout
+
+
+def test_damaged_cache_entries_stop_the_command_or_are_made_again_and_counted(small_root, tmp_path):
+    call("cache", "c", "--root", small_root, *SMALL_PANORAMA)
+    entry = next((tmp_path / "c").rglob("*.pano"))
+    entry.write_bytes(entry.read_bytes()[:1000])
+    stopped = call("cache", "c", "--root", small_root, *SMALL_PANORAMA, code=2)
+    assert entry.name in stopped.stderr
+    mended = call("cache", "c", "--rebuild-damaged", "--root", small_root, *SMALL_PANORAMA)
+    assert "1 damaged ones made again" in mended.stdout
 
 
 def test_the_cache_is_filled_once(small_root):

@@ -1,5 +1,6 @@
 """The validator: a good data set passes, and each fault put into it is named."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from coopcyl.data import panoramas
 from coopcyl.data.depth import DepthSource
 from coopcyl.data.panoramas import PanoramaReader
 from coopcyl.data.synth.write import SynthOptions, write_tree
@@ -14,6 +16,7 @@ from coopcyl.data.tree import AgentFrame, read_tree
 from coopcyl.geometry.covisibility import appear, overlap, seen
 from coopcyl.geometry.panorama import Panorama
 from coopcyl.geometry.rig import intrinsic_of_fov
+from coopcyl.geometry.stitch_table import StitchTable, build_table
 from coopcyl.validate import Check, Validation, validate
 from PIL import Image
 
@@ -146,6 +149,18 @@ def test_images_that_were_cropped_with_their_intrinsics_are_recognised(root):
     assert found.level == "fail"
     assert "0.33" in found.detail
     assert "whole images" in found.fix
+
+
+def test_a_stitch_that_loses_pixels_contradicts_the_rig(root, monkeypatch):
+    def lossy(*arguments) -> StitchTable:
+        table = build_table(*arguments)
+        middle = np.abs(table.directions[..., 1]) < 0.3
+        return dataclasses.replace(table, coverage=table.coverage & middle)
+
+    monkeypatch.setattr(panoramas, "build_table", lossy)
+    found = check(root, "coverage")
+    assert found.level == "fail"
+    assert "do not belong to these intrinsics" in found.fix
 
 
 def test_a_missing_camera_is_a_warning_with_the_share_it_costs(root):
