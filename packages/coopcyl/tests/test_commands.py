@@ -121,6 +121,23 @@ def test_the_cache_is_filled_once(small_root):
     assert f"0 stitched, {count} were there" in again
 
 
+def test_baselines_stand_far_above_true_matches(tmp_path):
+    call("synth", "out", "--scenarios", "3", "--width", "160", "--most", "2", "--depth", "npy")
+    rows = json.loads(call("baselines", "--root", "out", "--json", *SMALL_PANORAMA).stdout)
+    errors = {name: row["trans_err_m_median"] for name, row in rows.items()}
+    assert errors["identity"] > 5
+    assert 0.05 < errors["gps"] < 2
+    assert errors["true matches"] < 0.25
+    text = call("baselines", "--root", "out", *SMALL_PANORAMA).stdout
+    assert "trans_err_m_median" in text
+
+
+def test_baselines_need_two_vehicles(small_root, tmp_path):
+    call("synth", "out", "--scenarios", "1", "--width", "80", "--least", 1, "--most", 1)
+    result = call("baselines", "--root", "out", *SMALL_PANORAMA, code=2)
+    assert "none of 1 times has two vehicles" in result.stderr
+
+
 # Projections -------------------------------------------------------------------------------------
 
 

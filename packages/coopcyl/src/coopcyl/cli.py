@@ -138,6 +138,21 @@ def cache(
 
 
 @app.command()
+def baselines(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    root: RootOption = None,
+    split: SplitOption = None,
+    samples: Annotated[int, typer.Option(min=0, help="Times that are read; 0: all.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Print the errors of trivial poses and the floor that true matches give, in metres."""
+    from coopcyl.commands import run_baselines
+
+    run_baselines(config, overrides, root=root, split=split, samples=samples, as_json=as_json)
+
+
+@app.command()
 def stitch(
     rig: Annotated[Path, typer.Argument(metavar="RIG", help="YAML file of cameras and images.")],
     overrides: Overrides = None,

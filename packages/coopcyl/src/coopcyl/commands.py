@@ -1,14 +1,16 @@
 """What the commands do once their settings are known."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from loom.config import resolve
+from loom.drawing import print_table
 from loom.files import write_atomic
 
-from coopcyl import looking
+from coopcyl import baselines, looking
 from coopcyl.config import ViewConfig
 from coopcyl.data.cache import StitchedCache
 from coopcyl.data.tree import Tree
@@ -92,6 +94,29 @@ def fill_cache(
         f"{folder}: {counts.misses} stitched, {counts.hits} were there, "
         f"{counts.rebuilt} damaged ones made again, {len(tree.problems)} left out"
     )
+
+
+def run_baselines(
+    config: Path | None,
+    overrides: Sequence[str] | None,
+    *,
+    root: Path | None,
+    split: str | None,
+    samples: int,
+    as_json: bool,
+) -> None:
+    """Print pose metrics of what needs no learning, and of true matches."""
+    settings, tree = _open(config, overrides, root, split)
+    measured = baselines.rows(tree.frames, settings.reader(), samples, say)
+    if as_json:
+        sys.stdout.write(json.dumps(measured, indent=2) + "\n")
+    else:
+        metrics = list(measured["identity"])
+        table = [
+            [name, *(f"{row[name]:.3f}" if name in row else "" for row in measured.values())]
+            for name in metrics
+        ]
+        print_table(["", *measured], table)
 
 
 def run_stitch(rig: Path, overrides: Sequence[str] | None, output: Path) -> str:

@@ -4,7 +4,7 @@ Poses are 4x4 and map the other view's rig frame to the reference's. A vehicle's
 the distance of the two translations: no scale is fitted, no frame is aligned.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -153,13 +153,3 @@ def mask_metrics(probability: np.ndarray, truth: np.ndarray) -> dict[str, float]
         "bce": bce,
         "bce_over_entropy": bce / entropy if entropy > 0 else float("inf"),
     }
-
-
-def as_rows(metrics: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
-    """Return the columns and rows of a table of metrics."""
-    columns = list(dict.fromkeys(name for row in metrics.values() for name in row))
-    rows = [
-        [name, *(f"{row[c]:.3f}" if c in row else "" for c in columns)]
-        for name, row in metrics.items()
-    ]
-    return columns, rows
