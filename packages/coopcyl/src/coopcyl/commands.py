@@ -1,0 +1,157 @@
+"""What the commands do once their settings are known."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loom.config import resolve
+from loom.drawing import print_table
+from loom.files import write_atomic
+
+from coopcyl import baselines, looking
+from coopcyl.config import ViewConfig
+from coopcyl.data.cache import StitchedCache
+from coopcyl.data.tree import Tree
+from coopcyl.embedded import open_tree
+from coopcyl.validate import Validation, validate
+
+
+def say(message: str) -> None:
+    """Print one line to standard error, which leaves standard output to the result."""
+    sys.stderr.write(message + "\n")
+
+
+def run_validation(
+    config: Path | None,
+    overrides: Sequence[str] | None,
+    *,
+    root: Path | None,
+    split: str | None,
+    samples: int,
+    as_json: bool,
+    output: Path | None,
+) -> bool:
+    """Validate a split, print and write the result, and return whether it passed."""
+    settings, tree = _open(config, overrides, root, split, strict=False)
+    result = validate(tree, settings.reader(), samples, say)
+    if output is not None:
+        write_atomic(output, result.to_json() + "\n")
+    sys.stdout.write((result.to_json() if as_json else _as_text(result)) + "\n")
+    return result.passed
+
+
+def run_preview(
+    config: Path | None,
+    overrides: Sequence[str] | None,
+    *,
+    root: Path | None,
+    split: str | None,
+    frame: str,
+    output: Path,
+) -> str:
+    """Write the pictures of one time; return what was done."""
+    settings, tree = _open(config, overrides, root, split)
+    chosen = looking.choose_frame(tree, frame)
+    written = looking.preview(chosen, settings.reader(), output)
+    return f"{len(written)} files of {chosen.scenario}/{chosen.time} in {output}"
+
+
+def run_projection(
+    config: Path | None,
+    overrides: Sequence[str] | None,
+    *,
+    root: Path | None,
+    split: str | None,
+    frame: str,
+    output: Path,
+) -> str:
+    """Draw points and boxes into the images of one time; return what was done."""
+    settings, tree = _open(config, overrides, root, split)
+    chosen = looking.choose_frame(tree, frame)
+    written = looking.project(chosen, settings.reader(), output)
+    return f"{len(written)} pictures of {chosen.scenario}/{chosen.time} in {output}"
+
+
+def fill_cache(
+    folder: Path,
+    config: Path | None,
+    overrides: Sequence[str] | None,
+    *,
+    root: Path | None,
+    split: str | None,
+    rebuild_damaged: bool,
+) -> str:
+    """Stitch what is not in the cache yet; return the counts."""
+    settings, tree = _open(config, overrides, root, split)
+    stored = StitchedCache(folder, settings.reader(), strict=not rebuild_damaged)
+    for frame in tree.frames:
+        for agent in frame.agents:
+            stored.read(agent)
+    counts = stored.counts
+    return (
+        f"{folder}: {counts.misses} stitched, {counts.hits} were there, "
+        f"{counts.rebuilt} damaged ones made again, {len(tree.problems)} left out"
+    )
+
+
+def run_baselines(
+    config: Path | None,
+    overrides: Sequence[str] | None,
+    *,
+    root: Path | None,
+    split: str | None,
+    samples: int,
+    as_json: bool,
+) -> None:
+    """Print pose metrics of what needs no learning, and of true matches."""
+    settings, tree = _open(config, overrides, root, split)
+    measured = baselines.rows(tree.frames, settings.reader(), samples, say)
+    if as_json:
+        sys.stdout.write(json.dumps(measured, indent=2) + "\n")
+    else:
+        metrics = list(measured["identity"])
+        table = [
+            [name, *(f"{row[name]:.3f}" if name in row else "" for row in measured.values())]
+            for name in metrics
+        ]
+        print_table(["", *measured], table)
+
+
+def run_stitch(rig: Path, overrides: Sequence[str] | None, output: Path) -> str:
+    """Stitch loose images; return what was done."""
+    settings = resolve(ViewConfig, overrides=overrides or ()).config
+    return f"{looking.stitch(rig, settings.panorama.build(), output)}; see {output}"
+
+
+def _open(
+    config: Path | None,
+    overrides: Sequence[str] | None,
+    root: Path | None,
+    split: str | None,
+    *,
+    strict: bool | None = None,
+) -> tuple[ViewConfig, Tree]:
+    """Resolve the settings and list the split."""
+    given: dict[str, Any] = {"data.root": root, "data.split": split, "data.strict": strict}
+    flags = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in given.items()
+        if value is not None
+    }
+    settings = resolve(ViewConfig, config, overrides or (), flags=flags).config
+    return settings, open_tree(settings.data, say)
+
+
+def _as_text(result: Validation) -> str:
+    """Return one line per check, with its remedy and places below."""
+    width = max(len(check.name) for check in result.checks)
+    lines = []
+    for check in result.checks:
+        lines.append(f"{check.level:<4}  {check.name:<{width}}  {check.detail}")
+        if check.level != "ok":
+            if check.fix:
+                lines.append(f"{'':<4}  {'':<{width}}  -> {check.fix}")
+            lines += [f"{'':<4}  {'':<{width}}     {place}" for place in check.places]
+    return "\n".join([*lines, "passed" if result.passed else "failed"])

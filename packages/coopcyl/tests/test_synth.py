@@ -1,0 +1,141 @@
+"""The ray caster against a slow one that intersects planes one by one, and what worlds are like."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from coopcyl.data.panoramas import PanoramaReader, decode_range, encode_range
+from coopcyl.data.synth.raycast import (
+    GROUND,
+    SKY,
+    Boxes,
+    camera_rays,
+    cast_camera,
+    cast_rays,
+)
+from coopcyl.data.synth.world import build_world
+from coopcyl.data.synth.write import SynthOptions, depth_formats
+from coopcyl.data.tree import read_tree
+from coopcyl.geometry.carla import pose_from_cords
+from loom.errors import UserError
+
+
+def nearest_hit(boxes: Boxes, origin: np.ndarray, ray: np.ndarray, ignore: int = SKY):
+    """Intersect a ray with every face's plane, keep points within the face: (depth, target)."""
+    best, target = np.inf, SKY
+    if ray[2] < 0:
+        best, target = -origin[2] / ray[2], GROUND
+    for index, (centre, rotation, half) in enumerate(zip(*boxes, strict=True)):
+        if index == ignore:
+            continue
+        for axis in range(3):
+            for sign in (-1, 1):
+                normal = sign * rotation[:, axis]
+                slope = normal @ ray
+                if slope >= 0:
+                    continue  # seen from behind
+                depth = normal @ (centre + half[axis] * normal - origin) / slope
+                local = rotation.T @ (origin + depth * ray - centre)
+                others = [k for k in range(3) if k != axis]
+                inside = (np.abs(local[others]) <= half[others]).all()
+                if 0.05 < depth < best and inside:
+                    best, target = depth, index
+    return best, target
+
+
+def test_cameras_see_what_the_slow_caster_sees():
+    rng = np.random.default_rng(8)
+    disagreements = 0
+    for seed in range(4):
+        world = build_world(np.random.default_rng(seed), 3)
+        vehicle = world.vehicles[0]
+        pose = vehicle.pose(0.0) @ pose_from_cords([2.5, 0, 1.0, 3, rng.uniform(-180, 180), 4])
+        rays = camera_rays(pose, 30.0, 64, 48)
+        hits = cast_camera(world.boxes, pose, 30.0, rays, vehicle.box)
+        for row, column in rng.integers(0, [48, 64], (120, 2)):
+            depth, target = nearest_hit(world.boxes, pose[:3, 3], rays[row, column], vehicle.box)
+            same = hits.target[row, column] == target
+            disagreements += not same  # a ray along an edge may round either way
+            if same and target != SKY:
+                assert hits.depth[row, column] == pytest.approx(depth, rel=1e-9)
+    assert disagreements <= 1
+
+
+def test_a_camera_between_boxes_sees_those_that_reach_behind_it():
+    """Outlines are cut at the near plane; a long wall beside the camera must not vanish."""
+    boxes = Boxes(
+        np.array([[0.0, 3, 1], [0, -3, 1]]), np.stack([np.eye(3)] * 2), np.array([[50.0, 1, 1]] * 2)
+    )
+    pose = pose_from_cords([0, 0, 1, 0, 20, 0])
+    rays = camera_rays(pose, 20.0, 40, 30)
+    camera, brute = cast_camera(boxes, pose, 20.0, rays), cast_rays(boxes, pose[:3, 3], rays)
+    np.testing.assert_array_equal(camera.depth, brute.depth)
+    np.testing.assert_array_equal(camera.target, brute.target)
+    assert {0, 1} <= set(camera.target.ravel().tolist())
+
+
+def test_hits_know_their_face_and_place():
+    boxes = Boxes(np.array([[10.0, 0, 2]]), np.eye(3)[None], np.array([[1.0, 4, 2]]))
+    pose = pose_from_cords([0, 0, 2, 0, 0, 0])
+    hits = cast_camera(boxes, pose, 10.0, camera_rays(pose, 10.0, 1, 1))
+    assert hits.depth.item() == pytest.approx(9.0)
+    assert hits.face.item() == 0  # the one that looks along -x
+    np.testing.assert_allclose(hits.local[0, 0], [-1, 0, 0], atol=1e-12)
+
+
+def test_hillsides_give_vehicles_different_pitch_and_roll():
+    rolls = []
+    for seed in range(20):
+        world = build_world(np.random.default_rng(seed), 4, slope_deg=3.0)
+        for vehicle in world.vehicles:
+            rolls.append(np.degrees(np.arcsin((world.tilt @ vehicle.pose(0))[2, 1])))
+            gaps = [
+                np.hypot(*np.subtract(vehicle.cords[:2], other.cords[:2]))
+                for other in world.vehicles
+                if other is not vehicle
+            ]
+            assert min(gaps) > 5
+    assert 2 < np.std(rolls) < 5
+
+
+def test_vehicles_drive_along_their_heading():
+    world = build_world(np.random.default_rng(1), 3)
+    for vehicle in world.vehicles:
+        moved = vehicle.pose(2.0)[:3, 3] - vehicle.pose(0.0)[:3, 3]
+        assert np.linalg.norm(moved) == pytest.approx(2 * vehicle.speed_ms, rel=0.01)
+        box = world.boxes_at(2.0).centres[vehicle.box] - world.boxes.centres[vehicle.box]
+        np.testing.assert_allclose(box[:2], moved[:2], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"vehicles": (3, 2)}, {"width": 401}, {"depth": ("lidar",)}, {"vehicles": (0, 2)}]
+)
+def test_impossible_options_are_refused(wrong):
+    with pytest.raises(UserError):
+        SynthOptions(**wrong)
+    with pytest.raises(UserError, match="depth formats png"):
+        depth_formats("png")
+
+
+# What a view makes of ranges ----------------------------------------------------------------------
+
+
+def test_ranges_survive_their_codes_and_none_stays_none():
+    ranges = np.array([0.0, 1e-6, 0.5, 33.3, 100.0, 100.1, 5000.0], np.float32)
+    codes = encode_range(ranges, 100.0)
+    back = decode_range(codes, 100.0)
+    np.testing.assert_allclose(back[1:5], ranges[1:5], atol=100 / 65535)
+    assert back[1] > 0
+    assert codes[[0, 5, 6]].tolist() == [0, 0, 0]
+    np.testing.assert_array_equal(encode_range(back, 100.0), codes)
+
+
+def test_the_own_vehicle_is_no_surface_to_learn(small_root):
+    view = PanoramaReader().read(read_tree(small_root, "train").frames[0].agents[0])
+    near = dataclasses.replace(view, range_m=np.full_like(view.range_m, 0.2))
+    assert near.depth_valid.all()
+    assert near.non_ambiguous is not None
+    inside = near.own_vehicle.contains(near.points())
+    assert inside[near.coverage].mean() > 0.3
+    assert not near.non_ambiguous[inside].any()
+    np.testing.assert_array_equal(near.non_ambiguous, near.coverage & ~inside)
