@@ -1,10 +1,71 @@
-"""The `pinpad` command."""
+"""The `pinpad` command: parse, then one call."""
 
 from functools import partial
+from pathlib import Path
+from typing import Annotated
 
+import typer
 from loom.cli import application, run_app
 
 import pinpad
 
 app = application("pinpad", pinpad.__doc__)
 main = partial(run_app, app)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+
+
+# Takes the place of the `doctor` that every application has: this one can replay traces.
+@app.command()
+def doctor(
+    as_json: JsonOption = False,
+    traces: Annotated[
+        Path | None,
+        typer.Option(help="Folder of recorded traces (.npz) to replay, or one of them."),
+    ] = None,
+) -> None:
+    """Check this machine and the environment; exit code 1 if a check fails.
+
+    A trace holds action, reset, spawn_index, reward, is_first, is_last, position, sequence_length,
+    countdown, length and image_sha256_every_500; its name begins with the layout.
+    """
+    from loom.doctor import core_checks, report, run_checks
+
+    from pinpad.doctor import checks
+
+    outcomes = run_checks([*core_checks("pinpad"), *checks(traces)])
+    raise typer.Exit(report(outcomes, as_json=as_json))
+
+
+@app.command()
+def collect(
+    folder: Annotated[Path, typer.Argument(help="Folder for the episodes; it holds none yet.")],
+    task: Annotated[str, typer.Option(help="pinpad_three to pinpad_eight.")] = "pinpad_three",
+    players: Annotated[
+        str, typer.Option(help="Who plays: uniform=0.5,sticky=0.3,babble=0.1,oracle:0.1=0.1.")
+    ] = "uniform=1,sticky=1,babble=1,oracle:0.1=1",
+    episodes: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    length: Annotated[int, typer.Option(min=1, help="Steps of an episode.")] = 1000,
+    size: Annotated[int, typer.Option(min=16, help="Pixels of an image's side: 16 or 64.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of spawns and players.")] = 0,
+) -> None:
+    """Record episodes of scripted players, with the true events of every frame."""
+    from loom.drawing import print_table
+
+    from pinpad.data.collect import collect
+    from pinpad.data.players import parse_mix
+    from pinpad.envs.layouts import layout_name
+
+    mix = parse_mix(players)
+    tallies = collect(folder, layout_name(task), mix, episodes, length=length, size=size, seed=seed)
+    rows = [
+        (
+            each.player,
+            each.episodes,
+            each.reward / each.episodes,
+            each.appends / each.episodes,
+        )
+        for each in tallies
+    ]
+    print_table(("player", "episodes", "mean return", "mean pads written"), rows)
+    typer.echo(f"{episodes} episodes of {length} steps in {folder}")
