@@ -151,3 +151,14 @@ def pinpad_traces():
     if not folder.is_dir():
         pytest.skip(f"{folder}: no traces of the original environment")
     return folder
+
+
+@pytest.fixture
+def one_thread():
+    """Threads of a busy machine wait for each other longer than small tensors take."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -12,6 +12,9 @@ import pinpad
 app = application("pinpad", pinpad.__doc__)
 main = partial(run_app, app)
 
+boundaries = typer.Typer(help="Temporal boundaries and their evaluation.", no_args_is_help=True)
+app.add_typer(boundaries, name="boundaries")
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
 
@@ -69,3 +72,48 @@ def collect(
     ]
     print_table(("player", "episodes", "mean return", "mean pads written"), rows)
     typer.echo(f"{episodes} episodes of {length} steps in {folder}")
+
+
+@boundaries.command("eval")
+def boundaries_eval(
+    episodes: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FOLDER]",
+            help="Held-out episodes (.npz); without it 20 scripted ones are recorded.",
+        ),
+    ] = None,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="A model's scores of these episodes."),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Boundaries of scores: map (p > 0.5), topk (matched rate) or sample."),
+    ] = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(help="random, random:0.1, periodic, periodic:30, frame_delta."),
+    ] = None,
+    event: Annotated[list[str] | None, typer.Option(help="True events to judge against.")] = None,
+    permutations: Annotated[int, typer.Option(min=1, help="Shifts for the p value.")] = 9_999,
+    seed: Annotated[int, typer.Option(min=0, help="Of shifts and intervals.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="All figures, as JSON.")] = Path(
+        "boundary_eval.json"
+    ),
+) -> None:
+    """Judge where detectors fire: matches, rankings, segmentations, chance and collapse."""
+    from pinpad.boundary_eval import evaluate_folder
+
+    page = evaluate_folder(
+        episodes,
+        scores=scores or (),
+        source=source,
+        anchors=detector,
+        events=event,
+        permutations=permutations,
+        seed=seed,
+        output=output,
+        say=typer.echo,
+    )
+    typer.echo(f"figures: {output}\nreport: {page}")
