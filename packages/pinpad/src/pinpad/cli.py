@@ -5,13 +5,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from loom.cli import application, run_app
+from loom.cli import (
+    Archive,
+    ConfigOption,
+    Overrides,
+    Resume,
+    RunDir,
+    add_config_commands,
+    application,
+    run_app,
+)
 
 import pinpad
 
 app = application("pinpad", pinpad.__doc__)
 main = partial(run_app, app)
 
+add_config_commands(app, "pinpad.config:WorldConfig")
 boundaries = typer.Typer(help="Temporal boundaries and their evaluation.", no_args_is_help=True)
 app.add_typer(boundaries, name="boundaries")
 
@@ -72,6 +82,67 @@ def collect(
     ]
     print_table(("player", "episodes", "mean return", "mean pads written"), rows)
     typer.echo(f"{episodes} episodes of {length} steps in {folder}")
+
+
+@app.command("train-world")
+def train_world(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    resume: Resume = False,
+    archive: Archive = False,
+) -> None:
+    """Train a world model (dynamics_type=rssm or vta) on recorded episodes.
+
+    Without `data` it records scripted ones.
+    """
+    from loom.report_run import run_report
+    from loom.run import Run
+
+    from pinpad.config import WorldConfig
+
+    with Run.open(
+        "pinpad",
+        WorldConfig,
+        config,
+        overrides,
+        directory=run_dir,
+        resume=resume,
+        archive=archive,
+    ) as run:
+        from pinpad.train_world import train_world
+
+        train_world(run.config, run)
+        run.info(f"[report] {run_report(run.dir).write(run.path('report.html'))}")
+
+
+@app.command()
+def planted(
+    folder: Annotated[Path, typer.Argument(help="Folder for the episodes; it holds none yet.")],
+    episodes: Annotated[int, typer.Option(min=1, help="How many.")] = 40,
+    length: Annotated[int, typer.Option(min=1, help="Steps of an episode.")] = 200,
+    rate: Annotated[float, typer.Option(min=0.0, max=1.0, help="Boundaries per step.")] = 0.075,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
+) -> None:
+    """Write sequences with planted boundaries (event `planted`), to check a detector on."""
+    from pinpad.data.collect import write_new
+    from pinpad.data.planted import planted_episodes
+
+    written = write_new(folder, planted_episodes(episodes, length=length, rate=rate, seed=seed))
+    typer.echo(f"{written} episodes of {length} steps in {folder}")
+
+
+@boundaries.command("score")
+def boundaries_score(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run of train-world.")],
+    episodes: Annotated[Path, typer.Argument(help="Episodes to score.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the scores.")],
+) -> None:
+    """Let a world model score every frame: P(READ) of a VTA, surprise of an RSSM."""
+    from pinpad.score import score_folder
+
+    for folder in score_folder(run, episodes, output):
+        typer.echo(f"scores: {folder}")
 
 
 @boundaries.command("eval")

@@ -43,8 +43,9 @@ class Recording:
         Raises:
             UserError: The kind is unknown, or the episode's file does not know it.
         """
-        if event not in KNOWN_EVENTS:
-            raise UserError(f"{event!r} is no event", hint=f"there are {', '.join(KNOWN_EVENTS)}")
+        if event not in KNOWN_EVENTS and event not in self.events:
+            known = dict.fromkeys([*KNOWN_EVENTS, *self.events])
+            raise UserError(f"{event!r} is no event", hint=f"there are {', '.join(known)}")
         if event == "delta":
             return delta_events(self.delta)
         if event == "reward":

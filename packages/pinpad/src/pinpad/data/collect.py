@@ -1,6 +1,6 @@
 """Record episodes of scripted players, with true events at every frame."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,14 +107,9 @@ def collect(
     Raises:
         UserError: The folder already holds episodes.
     """
-    if folder.is_dir() and any(folder.glob("*.npz")):
-        raise UserError(
-            f"{folder}: holds episodes already", hint="give a new folder, or remove them"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
     tallies: dict[str, Tally] = {}
-    for episode in record_episodes(layout, mix, episodes, length=length, size=size, seed=seed):
-        write_episode(folder, episode)
+
+    def counted(episode: Episode) -> Episode:
         old = tallies.get(episode.player, Tally(episode.player, 0, 0.0, 0))
         tallies[episode.player] = Tally(
             episode.player,
@@ -122,4 +117,26 @@ def collect(
             old.reward + float(episode.reward.sum()),
             old.appends + int(episode.events["sequence_append"].sum()),
         )
+        return episode
+
+    recorded = record_episodes(layout, mix, episodes, length=length, size=size, seed=seed)
+    write_new(folder, map(counted, recorded))
     return list(tallies.values())
+
+
+def write_new(folder: Path, episodes: Iterable[Episode]) -> int:
+    """Write episodes into a folder that holds none yet; return how many.
+
+    Raises:
+        UserError: The folder already holds episodes.
+    """
+    if folder.is_dir() and any(folder.glob("*.npz")):
+        raise UserError(
+            f"{folder}: holds episodes already", hint="give a new folder, or remove them"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for episode in episodes:
+        write_episode(folder, episode)
+        count += 1
+    return count

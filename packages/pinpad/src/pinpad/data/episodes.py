@@ -16,7 +16,6 @@ from loom.errors import UserError
 from loom.files import write_atomic
 
 from pinpad.data.archives import read_arrays
-from pinpad.envs.events import EVENTS
 
 _STATE = ("progress", "countdown")
 
@@ -107,7 +106,9 @@ def read_episode(path: Path) -> Episode:
         "is_last": arrays.get("is_last", last).astype(bool),
     }
     events = {
-        name: arrays[f"event_{name}"].astype(bool) for name in EVENTS if f"event_{name}" in arrays
+        name.removeprefix("event_"): value.astype(bool)
+        for name, value in arrays.items()
+        if name.startswith("event_")
     }
     state = {name: arrays[name].astype(np.int8) for name in _STATE if name in arrays}
     for name, value in (rows | events | state).items():
