@@ -198,11 +198,23 @@ def test_copy_keeps_the_abstract_level_to_the_bit_and_read_begins_anew(generator
             assert (part[t][~copied] != part[t - 1][~copied]).any(-1).all()
         # At READ the observation belief is a function of the abstract level alone.
         above = torch.cat([state.abs_belief[t], state.abs_stoch[t]], -1)
+        assert model.obs_begin is not None
         begun = model.obs_begin(above).tanh()
         torch.testing.assert_close(state.obs_belief[t][~copied], begun[~copied])
         lengths = torch.where(copied, state.length[t - 1, :, 0] + 1, 1.0)
         assert torch.equal(state.length[t, :, 0], lengths)
     assert torch.equal(state.number[-1, :, 0], read.sum(0))
+
+
+def test_a_belief_that_is_carried_goes_on_through_every_boundary(generator):
+    model = vta(at_read="carry")
+    embedding, action, first = inputs(generator, steps=30)
+    state = model.observe(embedding, action, first, generator).state
+    for t in range(1, 30):
+        parts = (state.obs_stoch[t - 1], action[t], state.abs_belief[t], state.abs_stoch[t])
+        entered = model.obs_enter(torch.cat(parts, -1))
+        expected = model.obs_cell(entered, state.obs_belief[t - 1])
+        torch.testing.assert_close(state.obs_belief[t], expected)
 
 
 def test_vta_divergences_are_torch_s(generator):

@@ -77,6 +77,7 @@ class WorldConfig(Config):
     vta_boundary_force_scale: Annotated[float, Field(ge=0)] = 0.0
     vta_force: Literal["prior", "both"] = "both"
     vta_force_precedence: Literal["read", "copy"] = "copy"
+    vta_at_read: Literal["begin", "carry"] = "begin"
     vta_boundary_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     vta_boundary_scale: Annotated[float, Field(ge=0)] = 0.0
     vta_mask_scale: Annotated[float, Field(ge=0)] = 1.0
@@ -133,6 +134,7 @@ class WorldConfig(Config):
             boundary_force_scale=self.vta_boundary_force_scale,
             force=self.vta_force,
             precedence=self.vta_force_precedence,
+            at_read=self.vta_at_read,
             boundary_rate=self.vta_boundary_rate,
             boundary_scale=self.vta_boundary_scale,
             mask_scale=self.vta_mask_scale,

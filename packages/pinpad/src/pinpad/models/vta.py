@@ -9,6 +9,9 @@ Two levels and a boundary m_t, READ (1) or COPY (0):
     h_t = READ ? init(c_t, z_t) : GRU([s_{t-1}, a_t, c_t, z_t], h_{t-1})   observation belief
     s_t = draw of N(h_t[, e_t])                           observation state
 
+With `at_read = carry` a READ leaves the observation belief as it is: h_t = GRU(...) always. What
+lasts over a boundary, such as where the player is, then need not be told anew by z.
+
 The posteriors of z and s filter (they see frame t, not the rest of the segment), because an agent
 acts with them. The boundary has one logit and logistic noise, in fp32.
 
@@ -55,6 +58,7 @@ class VtaSettings:
     boundary_force_scale: float = 0.0
     force: Literal["prior", "both"] = "prior"
     precedence: Literal["read", "copy"] = "read"
+    at_read: Literal["begin", "carry"] = "begin"
     boundary_rate: float = 0.0
     boundary_scale: float = 0.0
     mask_scale: float = 1.0
@@ -148,7 +152,9 @@ class Vta(nn.Module):
         self.abs_posterior = mlp(settings.abs_belief + embedding, hidden, 2 * settings.abs_stoch)
         self.obs_enter = mlp(settings.obs_stoch + actions + abstract, hidden)
         self.obs_cell = NormedGru(settings.hidden, settings.obs_belief)
-        self.obs_begin = mlp(abstract, hidden, settings.obs_belief)
+        self.obs_begin = (
+            mlp(abstract, hidden, settings.obs_belief) if settings.at_read == "begin" else None
+        )
         self.obs_prior = mlp(settings.obs_belief, hidden, 2 * settings.obs_stoch)
         self.obs_posterior = mlp(settings.obs_belief + embedding, hidden, 2 * settings.obs_stoch)
 
@@ -239,9 +245,10 @@ class Vta(nn.Module):
         stoch = read * abstract.sample(generator) + keep * last.abs_stoch
         above = torch.cat([belief, stoch], -1)
         entered = self.obs_enter(torch.cat([last.obs_stoch, action, above], -1))
-        obs_belief = read * torch.tanh(self.obs_begin(above).float()) + keep * self.obs_cell(
-            entered, last.obs_belief
-        )
+        obs_belief = self.obs_cell(entered, last.obs_belief)
+        if self.obs_begin is not None:
+            begun = torch.tanh(self.obs_begin(above).float())
+            obs_belief = read * begun + keep * obs_belief
         observation = self._latent(self.obs_prior, self.obs_posterior, obs_belief, embedding)
         decided = read.detach()
         state = VtaState(
