@@ -28,7 +28,7 @@ def cells_of_points(points: int, uneven: bool, generator: torch.Generator) -> Te
     """Draw the cell of each point, sorted; every cell has at least one."""
     share = torch.ones(CELLS)
     if uneven:
-        share = torch.randn(CELLS, generator=generator).exp()
+        share = torch.randn(CELLS, generator=generator).mul(0.5).exp()
     drawn = torch.multinomial(share, points - CELLS, replacement=True, generator=generator)
     return torch.cat([drawn, torch.arange(CELLS)]).sort().values.int()
 
@@ -151,9 +151,9 @@ def measure(shape: NetworkShape, points: int, uneven: bool, repeats: int) -> dic
     bound = 0.7 * (6 / shape.hidden) ** 0.5
     weights = (torch.rand(CELLS, shape.parameters, generator=generator) * 2 - 1) * bound
     weights = torch.nn.Parameter(weights)
-    upstream = torch.randn(points, 4, generator=generator)
-    adams = {name: torch.optim.Adam([weights], lr=1e-9, betas=(0.9, 0.99)) for name in PATHS}
-    adams["native"] = CellAdam([weights], lr=1e-9)
+    upstream = {n: torch.randn(points, n, generator=generator) for n in (4, 8)}
+    adam = torch.optim.Adam([weights], lr=1e-9, betas=(0.9, 0.99))
+    cell_adam = CellAdam([weights], lr=1e-9)
     best = {name: [float("inf")] * 3 for name in PATHS}
     for _ in range(repeats):
         for name, path in PATHS.items():
@@ -162,15 +162,14 @@ def measure(shape: NetworkShape, points: int, uneven: bool, repeats: int) -> dic
                 return path(weights, shape, cell, x, d)
 
             def learn() -> None:
-                out = forward()
-                columns = [0, 1, 2, out.shape[1] - 1 if out.shape[1] == 4 else 4]
-                (out[:, columns] * upstream).sum().backward()
+                out = forward()  # the padded paths return columns of zeros besides the four
+                out.backward(upstream[out.shape[1]])
 
             with torch.no_grad():
                 times = [cpu_ms(forward)]
             weights.grad = None
             times.append(cpu_ms(learn))
-            times.append(times[1] + cpu_ms(adams[name].step))
+            times.append(times[1] + cpu_ms(cell_adam.step if name == "native" else adam.step))
             best[name] = [min(a, b) for a, b in zip(best[name], times, strict=True)]
     return best
 

@@ -91,11 +91,14 @@ def test_a_job_that_ignores_sigterm_is_killed_with_its_children(tmp_path):
     wait_until(lambda: not is_alive(child))
 
 
-def test_a_process_that_a_job_leaves_behind_is_ended_with_it(tmp_path):
-    jobs, _ = run(tmp_path, shell("leaves", "sleep 60 & echo $! > child", outputs=["child"]))
+@pytest.mark.parametrize("group", ["", "os.setpgid(0, 0); "], ids=["same-group", "own-group"])
+def test_a_process_that_a_job_leaves_behind_is_ended_with_it(tmp_path, group):
+    stays = f"import os, time; {group}print(os.getpid(), flush=True); time.sleep(60)"
+    script = f"{sys.executable} -S -c '{stays}' > child & until [ -s child ]; do sleep 0.02; done"
+    jobs, _ = run(tmp_path, shell("leaves", script, outputs=["child"]))
     assert jobs["leaves"]["state"] == "done"
     child = int((tmp_path / "jobs" / "leaves" / "child").read_text())
-    wait_until(lambda: not is_alive(child))
+    wait_until(lambda: not is_alive(child), timeout_s=5)
 
 
 @pytest.mark.skipif(not processes.can_measure(), reason="memory is read from /proc")
@@ -231,7 +234,9 @@ def test_leaving_the_loop_ends_the_jobs(tmp_path):
             wait_until((tmp_path / "jobs" / "a" / "pid").exists)
             break
     wait_until(lambda: status(tmp_path)["state"] == "interrupted")
-    assert status(tmp_path)["jobs"]["a"]["state"] == "interrupted"
+    entry = status(tmp_path)["jobs"]["a"]
+    assert entry["state"] == "interrupted"
+    assert entry["seconds"] < 10
 
 
 SWEEP_SCRIPT = """
@@ -276,21 +281,37 @@ def test_after_a_signal_resume_brings_every_job_to_success_exactly_once(tmp_path
         states = [entry["state"] for entry in status(tmp_path)["jobs"].values()]
         assert "interrupted" in states
         assert "running" not in states
-        assert not any(
-            is_alive(entry["pid"]) for entry in status(tmp_path)["jobs"].values() if "pid" in entry
-        )
+    under_way = [entry for entry in status(tmp_path)["jobs"].values() if "pid" in entry]
     process = sweep_process(tmp_path, "resume")
     output, errors = process.communicate(timeout=20)
     assert process.returncode == 0, errors
     assert "sweep: finished, 5 done" in output
+    assert not any(is_alive(entry["pid"]) for entry in under_way)
     assert [runs(tmp_path, f"job{i}") for i in range(5)] == [1] * 5
+
+
+def test_a_stranger_with_the_process_id_of_a_dead_job_is_left_alone(tmp_path):
+    job = shell("a", "true")
+    run(tmp_path, job)
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    damaged = status(tmp_path)
+    damaged["jobs"]["a"].update(state="running", pid=stranger.pid, process_start=1)
+    (tmp_path / "status.json").write_text(json.dumps(damaged), encoding="utf-8")
+    stream = local().run(Sweep("test", [job]), tmp_path, resume=True)
+    next(stream)
+    assert status(tmp_path)["jobs"]["a"]["state"] == "interrupted"
+    list(stream)
+    assert status(tmp_path)["jobs"]["a"]["state"] == "done"
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
 
 
 def test_an_interrupt_is_raised_once_the_jobs_have_ended(tmp_path):
     kinds = []
     sweep = Sweep("test", [shell("a", "sleep 60"), shell("b", "true")])
     with pytest.raises(SweepInterrupted, match="SIGINT") as raised:  # noqa: PT012
-        for event in local(1).run(sweep, tmp_path):
+        for event in local(2).run(sweep, tmp_path):
             kinds.append((event.job, event.kind))
             if event.kind == "started" and event.job:
                 os.kill(os.getpid(), signal.SIGINT)

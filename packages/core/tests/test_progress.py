@@ -189,6 +189,26 @@ def test_a_beat_that_fails_is_not_the_last_one(tmp_path, monkeypatch):
     heart.stop()
 
 
+def test_a_slow_disk_does_not_hold_up_the_training(tmp_path, monkeypatch):
+    heart = Heartbeat(tmp_path, {}, interval=0.01)
+    writing, go_on = threading.Event(), threading.Event()
+
+    def write_json(path, value):
+        writing.set()
+        assert go_on.wait(5)
+
+    monkeypatch.setattr(progress, "write_json", write_json)
+    assert writing.wait(5)
+    setter = threading.Thread(target=heart.set, kwargs={"step": 1})
+    setter.start()
+    setter.join(2)
+    held_up = setter.is_alive()
+    go_on.set()
+    setter.join()
+    heart.stop()
+    assert not held_up
+
+
 def test_a_field_that_json_lacks_fails_where_it_is_set(tmp_path):
     heart = Heartbeat(tmp_path, {}, interval=60)
     with pytest.raises(ValueError, match="JSON"):

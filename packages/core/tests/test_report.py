@@ -115,7 +115,7 @@ def test_the_page_follows_the_reader_s_light_or_dark_setting():
     assert "@media (prefers-color-scheme: dark)" in html
 
 
-EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;"
+EVIL = '" onclick="alert(0)"></script><script>alert(1)</script><img src=x onerror=alert(2)>\'&amp;'
 
 
 def test_names_from_files_are_text_wherever_they_stand():
@@ -135,6 +135,7 @@ def test_names_from_files_are_text_wherever_they_stand():
     ]
     assert len(page.attributes("img", "src")) == 1
     assert page.attributes("img", "alt") == [EVIL]
+    assert set(page.attributes("td", "data-value")) == {EVIL, EVIL + "b", "1.0", "2.0"}
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
     assert page.words().count("alert(1)") >= 15
     assert (
@@ -357,7 +358,9 @@ def test_a_run_s_report_shows_each_missed_answer_and_the_last_of_each_gate(run_d
 
 
 def test_a_shortened_run_says_so_once(run_directory):
-    assert Page(run_report(run_directory).html()).words().count("shortened") == 1
+    words = Page(run_report(run_directory).html()).words()
+    assert words.count("shortened") == 1
+    assert "using override regardless" not in words  # the log's words for the same
 
 
 @pytest.mark.parametrize("name", ["run.json", "status.json", "metrics.jsonl", "gates.json"])

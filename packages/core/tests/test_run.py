@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from loom import provenance
+from loom import provenance, run_directory
 from loom import run as run_module
 from loom.config import Config, read_yaml, resolve
 from loom.errors import GateMissed, UserError
@@ -130,9 +130,9 @@ def test_resume_goes_on_and_forgets_what_came_after_the_checkpoint(finished):
     with opened(finished, resume=True) as run:
         assert run.resumed
         run.resume_at(50)
-        run.record(100, {"loss/total": -1.0})
+        run.record(75, {"loss/total": -1.0})
     rows = [(row["step"], row["loss/total"]) for row in read_records(finished)]
-    assert rows == [(0, 1.0), (50, 0.75), (100, -1.0)]
+    assert rows == [(0, 1.0), (50, 0.75), (75, -1.0)]
     assert facts(finished)["resumes"][0]["step"] == 50
 
 
@@ -389,10 +389,10 @@ def test_a_disk_that_fails_while_opening_gives_the_directory_free(tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "write_json", refuse)
-        with pytest.raises(UserError, match="no space"):
+        with pytest.raises(UserError, match="no space") as caught:
             opened(tmp_path)
     with opened(tmp_path):
-        pass
+        assert caught.value.__traceback__ is not None  # keeps what failed alive, and its lock
 
 
 def test_a_disk_that_fails_at_the_end_does_not_hide_the_error(tmp_path, monkeypatch):
@@ -427,3 +427,21 @@ def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path):
     with pytest.raises(UserError, match=r"there is no run|no such file"):
         opened(tmp_path / "typo", resume=True, source=resolve(Settings))
     assert not (tmp_path / "typo").exists()
+
+
+def test_moving_a_run_aside_keeps_every_file_and_refuses_a_running_one(tmp_path):
+    old = tmp_path / "run"
+    old.mkdir()
+    (old / "metrics.jsonl").write_text("{}")
+    moved = run_directory.move_aside(old)
+    assert not old.exists()
+    assert moved.parent.parent == tmp_path / "archive"
+    assert (moved / "metrics.jsonl").read_text() == "{}"
+    with opened(old), pytest.raises(UserError, match="is running in it"):
+        run_directory.move_aside(old)
+
+
+def test_a_run_that_ended_at_once_asks_for_its_configuration_again(tmp_path):
+    (tmp_path / ".lock").touch()
+    with pytest.raises(UserError, match="before it had written its configuration"):
+        opened(tmp_path, resume=True)

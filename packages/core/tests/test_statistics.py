@@ -159,7 +159,7 @@ def test_short_shifts_are_left_out_on_both_sides(rng):
 
 def test_the_interquartile_mean_is_the_mean_of_the_middle_half():
     assert iqm([100.0, 1.0, 2.0, 3.0, -50.0, 4.0, 9.0, 10.0]) == pytest.approx((2 + 3 + 4 + 9) / 4)
-    assert iqm([[0.0, 1.0], [2.0, 9.0]]) == pytest.approx(1.5)
+    assert iqm(np.array([[0.0, 1.0], [2.0, 9.0]])) == pytest.approx(1.5)
 
 
 def test_runs_are_resampled_within_tasks(rng):

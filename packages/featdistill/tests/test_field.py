@@ -111,3 +111,5 @@ def test_solid_is_within_so_many_deviations_of_a_gaussian_that_can_be_seen():
     assert field.solid(gaussians, along, blur=0.0).tolist() == [True, False, True, False, False]
     box = field.bounding_box(gaussians)
     torch.testing.assert_close(box, torch.tensor([[-0.06] * 3, [0.06] * 3]))
+    blurred = field.bounding_box(gaussians, blur=0.1)
+    torch.testing.assert_close(blurred, torch.tensor([[-0.23] * 3, [0.23] * 3]))

@@ -42,6 +42,13 @@ def test_a_fixed_background_is_the_error_of_the_composited_picture(loss):
     assert loss(dc, dt, "black").item() == pytest.approx((dc.abs() ** power).mean().item())
 
 
+@pytest.mark.parametrize("loss", [losses.color_l2, losses.color_l1])
+def test_a_mixed_background_is_half_white_and_half_random(loss):
+    dc, dt = errors(10)
+    halves = loss(dc, dt, "white").item() / 2 + loss(dc, dt, BACKGROUND).item() / 2
+    assert loss(dc, dt, "mixed").item() == pytest.approx(halves)
+
+
 def test_opaque_white_and_empty_differ_on_a_random_background_but_not_on_white():
     dc, dt = torch.ones(4, 3), -torch.ones(4)  # white and opaque where the teacher is empty
     assert losses.color_l2(dc, dt, "white").item() == 0

@@ -105,11 +105,11 @@ def average_gradients(parameters: Iterable[torch.Tensor]) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
-def agree(flag: int) -> int:
+def agree(flag: int | bool) -> int:
     """Return the largest flag of all processes, on every one of them."""
     if shard().world == 1:
-        return flag
-    shared = torch.tensor([flag], device=_device())
+        return int(flag)
+    shared = torch.tensor([int(flag)], device=_device())
     dist.all_reduce(shared, op=dist.ReduceOp.MAX)
     return int(shared.item())
 

@@ -1,7 +1,8 @@
 """Errors that a command shows to its user, as opposed to bugs.
 
 A `UserError` says what is wrong and what to do about it; a CLI prints it as two lines, `error:` and
-`hint:`, and exits with its code. Any other exception is a bug: exit code 1, traceback with `--debug`.
+`hint:`, and exits with its code. Any other exception is a bug: exit code 1, and a traceback with
+`--debug`.
 """
 
 

@@ -20,6 +20,7 @@ from loom.errors import UserError
 _HINTS = {
     errno.ENOSPC: "free some space on this disk, or give another folder",
     errno.EDQUOT: "your quota on this disk is used up: remove old runs, or give another folder",
+    errno.EFBIG: "the limit for the size of a file is reached: raise it with `ulimit -f unlimited`",
     errno.EROFS: "the file system is read-only: give a folder that can be written",
     errno.EACCES: "you may not do this here: check the owner and mode, or give another folder",
     errno.EPERM: "you may not do this here: check the owner and mode, or give another folder",

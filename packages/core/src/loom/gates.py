@@ -220,7 +220,7 @@ def _answer(gate: Gate, metrics: Metrics, step: int) -> GateResult:
     else:
         text = f"{gate.metric} = {value:.6g} is {'' if passed else 'not '}{gate.op} {shown}"
     text += " at the end" if gate.at == "end" else f" at step {step}"
-    if gate.otherwise and not passed:
+    if gate.otherwise and not passed and value is not None and limit is not None:
         text += f": {gate.otherwise}"
     return GateResult(gate.metric, step, gate.at, passed, value, limit, text, gate.fatal)
 

@@ -1,6 +1,6 @@
-"""What can end a training loop from inside and from outside: a value that is not finite, a signal.
+"""A value that is not finite ends a training.
 
-A non-finite value is named: the first loss term, then the first gradient. The batch that led to it
+It is named: the first loss term, then the first gradient. The batch that led to it
 is kept in a file that `torch.load(path, weights_only=True)` opens, and the run stops before the
 next checkpoint, so no checkpoint holds such weights. On the CPU the check comes before the update;
 on an accelerator the values travel while the next step is computed and are checked one step later,
@@ -8,20 +8,15 @@ because waiting for them would stall it.
 """
 
 import dataclasses
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from loom.errors import UserError
-from loom.files import explained
 
 
 class _Pending(NamedTuple):
@@ -98,60 +93,35 @@ class FiniteGuard:
             "batches": [_plain(batch) for batch in record.batches],
         }
         in_batch = _non_finite_in(content["batches"], "batch")
-        with explained(path):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(content, path)
+            kept = f"the batch is in {path}"
+        except (OSError, RuntimeError) as error:  # must not hide why the run stops
+            kept = f"the batch could not be kept ({error})"
         also = f"; the batch itself is not finite: {', '.join(in_batch[:5])}" if in_batch else ""
         return UserError(
             f"{first} is {value} at step {record.step}{also}",
-            hint=f"the batch is in {path}; lower the learning rate, clip, or mend the data",
+            hint=f"{kept}; lower the learning rate, clip, or mend the data",
         )
 
 
-class StopSignals:
-    """Turns SIGTERM, SIGUSR1 and SIGINT into a flag that is read at the step boundary.
+def require_finite(model: nn.Module, step: int) -> None:
+    """Refuse to keep a model with a parameter that an update has made non-finite.
 
-    A second signal ends the process at once. Those within the first second count as the same one:
-    a terminal's Ctrl-C reaches a worker directly and again through its launcher. Handlers are
-    restored on the way out; outside of the main thread, where none can be set, nothing happens.
+    Raises:
+        UserError: Names the first such parameter.
     """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-    def __init__(self, same_within_s: float = 1.0) -> None:
-        """Take the time within which a repeated signal is the same one."""
-        self._same_within_s = same_within_s
-        self._received = 0
-        self._received_at = 0.0
-        self._previous: dict[int, Any] = {}
-
-    @property
-    def received(self) -> int:
-        """Return the number of the first signal that came, or 0."""
-        return self._received
-
-    def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():
-            for number in self.SIGNALS:
-                self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if not self._received:
-            self._received, self._received_at = number, now
-        elif now - self._received_at > self._same_within_s:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-
-def exit_code(number: int) -> int:
-    """Return how a stopped process exits: 0 after SIGUSR1, which asks to be requeued."""
-    return 0 if number == signal.SIGUSR1 else 128 + number
+    named = [(name, p.detach()) for name, p in model.named_parameters() if p.numel()]
+    norms = torch._foreach_norm([parameter for _, parameter in named]) if named else ()
+    for (name, parameter), norm in zip(named, norms, strict=True):
+        # The norm is the fast test; it may overflow where every element is finite.
+        if not torch.isfinite(norm) and not torch.isfinite(parameter).all():
+            raise UserError(
+                f"the parameter {name} is not finite after {step} updates; "
+                "no checkpoint was written",
+                hint="lower the learning rate or clip; older checkpoints are intact",
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -123,7 +123,7 @@ class Event:
         return f"{subject}: {self.kind}" + (f", {self.detail}" if self.detail else "")
 
 
-class SweepInterrupted(UserError):  # noqa: N818  (an outcome, like GateMissed)
+class SweepInterrupted(UserError):
     """A signal stopped the sweep; its jobs were ended and `resume` completes it."""
 
     def __init__(self, number: int, root: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import nn
 
 from loom import distributed
@@ -34,7 +35,10 @@ class Ledger:
         keep_checkpoints: int,
         metric_for_best: str | None,
     ) -> None:
-        """Name what is watched; nothing is read or written yet."""
+        """Name what is watched; nothing is read or written yet.
+
+        In a group, rank 0 decides: what the other processes have measured may be a part.
+        """
         self._run, self._state, self._gates = run, state, gates
         self._watch = InvariantWatch(invariants)
         self._sign = -1.0 if (metric_for_best or "").startswith("-") else 1.0
@@ -45,6 +49,7 @@ class Ledger:
         )
         self._results: list[GateResult] = []
         self.metrics: Metrics = {}
+        self.ended = False
 
     def resume(self, steps: int) -> None:
         """Take up the newest checkpoint of a resumed run, the same one in every process."""
@@ -66,8 +71,9 @@ class Ledger:
         self._watch.load_state_dict(ledger["invariants"])
         self.metrics, self._best = dict(ledger["metrics"]), ledger["best"]
         results = [GateResult(**result) for result in ledger["gates"]]
+        self.ended = ledger["ended"] and loaded.step >= steps
         # A run that is made longer reaches its end anew.
-        self._results = [r for r in results if r.at != "end" or loaded.step >= steps]
+        self._results = [r for r in results if r.at != "end" or self.ended]
         self._run.info(f"[resume] from {loaded.path} at step {loaded.step}")
 
     def record(self, metrics: Mapping[str, float | None]) -> None:
@@ -77,13 +83,12 @@ class Ledger:
             GateMissed: An invariant does not hold.
         """
         step = self._state.step
-        if not metrics:
-            return
         self.metrics.update(metrics)
-        self._run.record(step, metrics)
+        if metrics:
+            self._run.record(step, metrics)
         breaches = self._watch.check(metrics, step)
-        if distributed.agree(bool(breaches)):
-            raise gating.gates_missed(breaches or ["an invariant broke in another process"])
+        if distributed.agree(bool(breaches) and self._run.is_main):
+            raise gating.gates_missed(breaches or ["an invariant is broken, see rank 0"])
 
     def judge(self, metrics: Mapping[str, float | None], *, end: bool) -> None:
         """Answer the gates that are due now.
@@ -92,15 +97,13 @@ class Ledger:
             GateMissed: A fatal gate is missed; the others wait until `close`.
         """
         results = gating.evaluate(self._gates, metrics, self._state.step, end=end)
-        if not results:
-            return
         self._results += results
         self._write_results()
         for result in results:
             self._run.info(f"[gate] {'passed' if result.passed else 'MISSED'}: {result.message}")
         fatal = [result for result in results if result.fatal and not result.passed]
-        if distributed.agree(bool(fatal)):
-            raise gating.gates_missed(fatal or ["a gate was missed in another process"])
+        if distributed.agree(bool(fatal) and self._run.is_main):
+            raise gating.gates_missed(fatal or ["a gate is missed, see rank 0"])
 
     def improves(self, metrics: Mapping[str, float | None]) -> bool:
         """Tell whether the best checkpoint would be that of the present step."""
@@ -117,6 +120,7 @@ class Ledger:
         score = self._score(metrics)
         if score is not None and (self._best is None or score > self._best):
             self._best = score
+        self.ended = final
         if not self._run.is_main:
             return
         sections = self._state.state_dict()
@@ -124,6 +128,7 @@ class Ledger:
             "invariants": self._watch.state_dict(),
             "metrics": self.metrics,
             "best": self._best,
+            "ended": final,
             "gates": [asdict(result) for result in self._results],
         }
         self._checkpoints.save(
@@ -143,8 +148,9 @@ class Ledger:
         """
         missed = {(r.metric, r.at): r for r in reversed(self._results) if not r.passed}
         self._write_results()
-        if missed:
-            raise gating.gates_missed(list(reversed(missed.values())))
+        if distributed.agree(bool(missed) and self._run.is_main):
+            first = list(reversed(missed.values()))
+            raise gating.gates_missed(first or ["a gate is missed, see rank 0"])
 
     def _score(self, metrics: Mapping[str, float | None]) -> float | None:
         value = metrics.get(self._best_key) if self._best_key else None
@@ -160,7 +166,7 @@ def _equalise(state: TrainState) -> None:
     modules: list[nn.Module] = [state.model, state.ema_model]
     tensors: dict[int, Any] = {}
     for module in modules:
-        tensors.update((id(tensor), tensor) for tensor in module.state_dict().values())
+        tensors.update((id(t), t) for t in module.state_dict().values() if torch.is_tensor(t))
     for group in state.optimizer.param_groups:
         tensors.update((id(tensor), tensor) for tensor in group["params"])
     distributed.broadcast_(tensors.values())

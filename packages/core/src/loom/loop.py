@@ -11,17 +11,18 @@ gates and checkpoints come after an update and carry the number completed by the
 import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
 from loom import distributed
 from loom.gates import Gate, Invariant
-from loom.guards import FiniteGuard, StopSignals, exit_code
+from loom.guards import FiniteGuard, require_finite
 from loom.ledger import Ledger, Metrics
 from loom.run import Run
 from loom.sampling import Prefetch, Shard
+from loom.signals import StopSignals, exit_code
 from loom.state import TrainState
 from loom.throughput import Throughput
 from loom.update import Losses, Measured, Precision, Term, Updater
@@ -29,11 +30,12 @@ from loom.update import Losses, Measured, Precision, Term, Updater
 __all__ = ["Every", "FitResult", "Losses", "Prefetch", "Shard", "Term", "TrainState", "fit"]
 
 B = TypeVar("B")
+M = TypeVar("M", bound=nn.Module)
 _STOP_ASKED, _NOT_FINITE = 1_000, 1_001  # flags the processes agree on, above all signal numbers
 
 
 @dataclass(frozen=True)
-class Every:
+class Every(Generic[M]):
     """An evaluation after each `interval` updates and at the end.
 
     `run` gets the EMA model, in eval mode and without gradients. Its draws from torch's global
@@ -41,7 +43,7 @@ class Every:
     """
 
     interval: int
-    run: Callable[[nn.Module], Mapping[str, float | None]]
+    run: Callable[[M], Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,14 @@ class FitResult:
 
 def fit(
     run: Run,
-    state: TrainState,
+    state: TrainState[M],
     *,
     steps: int,
     batch: Callable[[int, Shard], B],
-    loss: Callable[[nn.Module, B, int], Losses],
+    loss: Callable[[M, B, int], Losses],
     lr: Callable[[int], float | Mapping[str, float]],
     trainable: Callable[[int], Collection[str]] | None = None,
-    evaluate: Every | None = None,
+    evaluate: Every[M] | None = None,
     gates: Sequence[Gate] = (),
     invariants: Sequence[Invariant] = (),
     before_step: Callable[[int], None] | None = None,
@@ -114,8 +116,6 @@ def fit(
         SystemExit: After a signal, with a checkpoint at the step boundary.
     """
     if steps < 1 or log_interval < 1 or (checkpoint_interval or 1) < 1:
-        raise ValueError(f"{steps} steps, records every {log_interval}, {checkpoint_interval=}")
-    if steps < 1 or log_interval < 1 or (checkpoint_interval or 1) < 1:
         raise ValueError(f"steps {steps}, {log_interval=}, {checkpoint_interval=}: 1 or more each")
     with distributed.group(), StopSignals() as signals:
         clock = Throughput()
@@ -147,8 +147,8 @@ def fit(
             if before_step is not None:
                 before_step(step)
             measured, finite = updater.gradient(step)
-            reason = (stop(step + 1) if stop is not None else None) or ""
-            flag = signals.received or (_STOP_ASKED if reason else 0)
+            asked = stop(step + 1) if stop is not None else None
+            flag = signals.received or (_STOP_ASKED if asked else 0)
             flag = distributed.agree(flag if finite else _NOT_FINITE)
             if flag == _NOT_FINITE:
                 raise guard.error()
@@ -156,14 +156,18 @@ def fit(
             if after_step is not None:
                 after_step(step)
             if flag == _STOP_ASKED:
-                reason = reason or "asked by another process"
-            end = state.step == steps or flag == _STOP_ASKED
-            plan.after_update(measured, end=end, leave=bool(flag))
-            progress.update(state.step, plan.note)
-            if flag and not end:
+                reason = asked or "another process asked to stop"
+            elif flag and state.step < steps:
+                plan.after_update(measured, leave=True)
                 progress.close()
                 _leave(run, state.step, flag)
+            plan.after_update(measured, end=state.step == steps or bool(reason))
+            progress.update(state.step, plan.note)
+        if not ledger.ended:
+            plan.end()
         progress.close()
+        if late := distributed.agree(signals.received):
+            _leave(run, state.step, late)
         ledger.close()
         return FitResult(state.step, reason or "complete", ledger.metrics)
 
@@ -190,7 +194,7 @@ class _Plan:
             self.ledger.record(metrics)
             self.ledger.judge(metrics, end=False)
 
-    def after_update(self, measured: Measured, *, end: bool, leave: bool) -> None:
+    def after_update(self, measured: Measured, *, end: bool = False, leave: bool = False) -> None:
         """Do what is due; `leave` asks for a checkpoint because the process is about to stop."""
         step = self.state.step
         due = [gate for gate in self.gates if gate.due(step, end=end)]
@@ -209,9 +213,20 @@ class _Plan:
                 self.ledger.judge(metrics, end=end)
             regular = self.checkpoint_interval and step % self.checkpoint_interval == 0
             if regular or end or leave or self.ledger.improves(metrics):
-                if not self.guard.settle():
-                    raise self.guard.error()
-                self.ledger.save(metrics, final=end)
+                self._save(metrics, end=end)
+
+    def end(self) -> None:
+        """Close a run that was resumed at its last step, or beyond: no update is left to do."""
+        metrics = self._evaluated()
+        self.ledger.record(metrics)
+        self.ledger.judge(self.ledger.metrics, end=True)
+        self._save(metrics, end=True)
+
+    def _save(self, metrics: Metrics, *, end: bool) -> None:
+        if not self.guard.settle():
+            raise self.guard.error()
+        require_finite(self.state.model, self.state.step)
+        self.ledger.save(metrics, final=end)
 
     def _evaluated(self) -> Metrics:
         if self.evaluate is None:

@@ -184,7 +184,7 @@ class Heartbeat:
         }
         self._live = live
         self._interval = interval
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.write()
@@ -207,10 +207,12 @@ class Heartbeat:
             return self._fields.get(name)
 
     def write(self) -> None:
-        """Write the file now."""
-        with self._lock:
-            self._fields.update(self._live())
-            write_json(self._path, {**self._fields, "heartbeat": time.time()})
+        """Write the file now; a slow disk does not hold up `set`."""
+        with self._writing:
+            with self._lock:
+                self._fields.update(self._live())
+                fields = {**self._fields, "heartbeat": time.time()}
+            write_json(self._path, fields)
 
     def stop(self, **fields: Any) -> None:
         """End the thread and write the last state; stopping twice does no harm."""

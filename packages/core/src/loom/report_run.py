@@ -26,13 +26,18 @@ _ENDS = {
     "stopped": "This run was stopped",
     "gate_missed": "This run missed a gate",
 }
+_LOGARITHMIC = ("loss", "loss_weighted")  # families that fall by powers of ten
 _LINES = 6  # series in one figure, more than that cannot be told apart
 
 T = TypeVar("T")
 
 
-def run_report(directory: Path) -> Report:
+def run_report(directory: Path, judgement: Callable[[Report], None] = lambda _: None) -> Report:
     """Return the report of one run: how it ended, gates, scores, curves, configuration, facts.
+
+    Args:
+        directory: The run's directory.
+        judgement: Adds the thread's own sections; they stand before the curves of the training.
 
     Raises:
         UserError: There is no such directory.
@@ -51,7 +56,8 @@ def run_report(directory: Path) -> Report:
     )
     _warnings(report, run, status, damaged)
     report.facts(_summary(run, status, rows))
-    report.heading("Gates").gates(gates)
+    judgement(report)
+    report.heading("Gates during the run").gates(gates)
     _scores(report, rows)
     _curves(report, rows)
     config = run.get("config")
@@ -180,7 +186,7 @@ def _curves(report: Report, rows: list[Row]) -> None:
                 if key.startswith(_BASELINE) and _leaf(key) == _leaf(family) and value is not None
             }
             title = family.removeprefix(_METRIC)
-            figures.append(Curves(series, "step", title, levels, log=family.startswith("loss")))
+            figures.append(Curves(series, "step", title, levels, log=family in _LOGARITHMIC))
     if figures:
         report.heading("Curves").curves_grid(figures)
 

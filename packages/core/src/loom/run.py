@@ -12,12 +12,12 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from loom import provenance, run_directory
+from loom import native, provenance, run_directory
 from loom.config import Config, Resolved, resolve, to_yaml
 from loom.errors import GateMissed, UserError
 from loom.files import append_line, read_json, write_atomic, write_json
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from filelock import BaseFileLock
+
 
 LOG_FILE = "log.txt"
 RUNS = Path("runs")
@@ -65,6 +66,7 @@ class Run(Generic[C]):
         self._records: Records | None = None
         self._progress: Progress | None = None
         self._resume_step: int | None = None
+        self._listener: Callable[[str], None] | None = None
 
     @classmethod
     def open(
@@ -107,7 +109,13 @@ class Run(Generic[C]):
                 hint="name the run's directory",
             )
         if resume and source is None and directory is not None:
-            source = directory / CONFIG_FILE
+            if (directory / CONFIG_FILE).is_file():
+                source = directory / CONFIG_FILE
+            elif directory.is_dir() and run_directory.is_vacant(directory):
+                raise UserError(
+                    f"{directory}: the run ended before it had written its configuration",
+                    hint="give the configuration again, as at its beginning",
+                )
         resolved = source if isinstance(source, Resolved) else resolve(model, source, overrides)
         if directory is None:
             directory = run_directory.choose(RUNS / thread, _name(resolved, thread), resume=resume)
@@ -263,6 +271,7 @@ class Run(Generic[C]):
     # Beginning and end ----------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
+        self._listener = native.on_notice(self.info)
         return self
 
     def __exit__(
@@ -271,6 +280,7 @@ class Run(Generic[C]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        native.on_notice(self._listener)
         if not self.is_main:
             return
         state, reason = self._outcome(error)
@@ -324,8 +334,7 @@ class Run(Generic[C]):
             )
             if self.resumed:
                 saved = read_json(self.dir / RUN_FILE)
-                free = getattr(self.config, "free_on_resume", ())
-                self._facts = provenance.continued(saved, now, free, self.dir)
+                self._facts = provenance.continued(saved, now, self.config.free_on_resume, self.dir)
             else:
                 self._facts = now
             write_atomic(self.dir / CONFIG_FILE, to_yaml(self.config))

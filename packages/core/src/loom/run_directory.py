@@ -70,7 +70,7 @@ def claim(directory: Path, *, resume: bool = False, archive: bool = False) -> Cl
     lock = _lock(directory)
     moved = None
     try:
-        if archive and not _is_vacant(directory):
+        if archive and not is_vacant(directory):
             moved = _archive(directory)
             old, lock = lock, _lock(directory)
             old.release()
@@ -83,8 +83,23 @@ def claim(directory: Path, *, resume: bool = False, archive: bool = False) -> Cl
     return Claim(lock, (directory / RUN_FILE).is_file(), moved)
 
 
+def move_aside(directory: Path) -> Path:
+    """Move a run to `archive/<time stamp>/` beside it; return where it is now.
+
+    Raises:
+        UserError: there is no such directory, or somebody is running in it.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory}: there is no such run", hint="`loom runs` lists the runs")
+    lock = _lock(directory)
+    try:
+        return _archive(directory)
+    finally:
+        lock.release()
+
+
 def _require_vacant(directory: Path, resume: bool) -> None:
-    if _is_vacant(directory) or (resume and (directory / RUN_FILE).is_file()):
+    if is_vacant(directory) or (resume and (directory / RUN_FILE).is_file()):
         return
     if resume:
         raise UserError(
@@ -97,7 +112,7 @@ def _require_vacant(directory: Path, resume: bool) -> None:
     )
 
 
-def _is_vacant(directory: Path) -> bool:
+def is_vacant(directory: Path) -> bool:
     """Return whether there is nothing but what a run that died while opening may have left."""
     ours = {LOCK_FILE, CONFIG_FILE}
     return all(path.name in ours or path.suffix == ".tmp" for path in directory.iterdir())

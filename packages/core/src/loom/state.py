@@ -7,7 +7,7 @@ short run is not ruled by its initial weights (the warm-up of TensorFlow's movin
 import copy
 import json
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,12 +30,15 @@ class Stateful(Protocol):
         ...
 
 
-class TrainState:
+M = TypeVar("M", bound=nn.Module)
+
+
+class TrainState(Generic[M]):
     """Model, EMA, optimiser, scaler, step, generators and extras of a run."""
 
     def __init__(
         self,
-        model: nn.Module,
+        model: M,
         optimizer: torch.optim.Optimizer,
         *,
         ema_decay: float | None = None,
@@ -49,7 +52,8 @@ class TrainState:
             optimizer: Any `torch.optim.Optimizer`; groups are named by their key `name`.
             ema_decay: Keeps averaged weights in `ema_model` if given.
             generators: Named sources of randomness that the run draws from.
-            extras: Whatever else a resume must restore.
+            extras: Whatever else a resume must restore. In a group, rank 0's generators and extras
+                are the ones that are saved.
         """
         if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
             raise ValueError(f"ema_decay is {ema_decay}; from 0 to below 1")
@@ -106,11 +110,17 @@ class TrainState:
             UserError: The checkpoint has other parts.
         """
         self._require_same_parts(state)
+        try:
+            self.model.load_state_dict(dict(state["model"]))
+            if self.ema_decay is not None:
+                self.ema_model.load_state_dict(dict(state["ema"]))
+            self.optimizer.load_state_dict(dict(state["optimizer"]))
+        except (RuntimeError, ValueError) as error:  # torch's words for other shapes and groups
+            raise UserError(
+                f"the checkpoint is of another model or optimiser: {error}",
+                hint="resume with the same configuration, or begin a new run from its weights",
+            ) from error
         self.step = state["progress"]["step"]
-        self.model.load_state_dict(dict(state["model"]))
-        if self.ema_decay is not None:
-            self.ema_model.load_state_dict(dict(state["ema"]))
-        self.optimizer.load_state_dict(dict(state["optimizer"]))
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(dict(state["scaler"]))
         for name, extra in self.extras.items():

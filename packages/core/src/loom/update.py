@@ -6,11 +6,11 @@ samples does not depend on how it is split.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
-from torch import nn
 
 from loom import distributed
 from loom.errors import UserError
@@ -93,7 +93,7 @@ class Updater(Generic[B]):
         state: TrainState,
         *,
         batch: Callable[[int, Shard], B],
-        loss: Callable[[nn.Module, B, int], Losses],
+        loss: Callable[[Any, B, int], Losses],
         lr: Callable[[int], float | Mapping[str, float]],
         trainable: Callable[[int], Collection[str]] | None,
         accumulate: int,
@@ -174,8 +174,7 @@ class Updater(Generic[B]):
 
     def _backward(self, data: B, step: int) -> Losses:
         state = self._state
-        kind = _AUTOCAST[self._precision]
-        with torch.autocast(state.device.type, dtype=kind, enabled=self._precision != "fp32"):
+        with self._autocast():
             losses = self._loss(state.model, data, step)
             total = losses.total
         if self._accumulate > 1:
@@ -190,6 +189,11 @@ class Updater(Generic[B]):
                 for name, value in losses.metrics.items()
             },
         )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self._state.device.type, dtype=_AUTOCAST[self._precision])
 
     def _parameters(self) -> list[torch.Tensor]:
         return [p for group in self._state.optimizer.param_groups for p in group["params"]]
@@ -231,8 +235,6 @@ class Updater(Generic[B]):
         for name, group in groups.items():
             for parameter in group["params"]:
                 parameter.requires_grad_(name in learning)
-                if name not in learning:
-                    parameter.grad = None
         self._learning = learning
         frozen = ", ".join(name for name in groups if name not in learning) or "none"
         learns = ", ".join(name for name in groups if name in learning) or "none"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,10 @@ from loom.evaluation.images import PictureDistance
 from loom.files import read_json, write_json
 from loom.gates import Baseline, Gate, GateResult
 from loom.gates import evaluate as answer
-from torch import Tensor
 
 from featdistill.cameras import Cameras
 from featdistill.data.nerf_synthetic import Views
+from featdistill.data.png import make_folder
 from featdistill.data.renders import (
     RenderStats,
     find_rgba,
@@ -35,7 +36,7 @@ from featdistill.evaluate import Evaluation, FramePair, evaluate_frames
 from featdistill.gaussians import Gaussians
 from featdistill.models.student import Student, render_image
 from featdistill.summary import append_summary
-from featdistill.supervision import TeacherFrames, render_frames
+from featdistill.supervision import render_frames
 
 FrameSource = Callable[[int], np.ndarray]
 """Number of a frame to premultiplied floats [h, w, 4]."""
@@ -43,6 +44,11 @@ FrameSource = Callable[[int], np.ndarray]
 STUDENT_TEACHER = "student against teacher"
 STUDENT_TRUTH = "student against ground truth"
 TEACHER_TRUTH = "teacher against ground truth"
+
+STOPPED = "stopped"
+"""Folder of the pictures that a run leaves when a gate stops it."""
+
+COLUMNS = ("psnr_db", "foreground_psnr_db", "ssim", "ssim_valid", "lpips", "alpha_iou")
 
 GATES = (
     Gate("metric/psnr_db", ">=", 22.5, otherwise="below the notes' gate for 200 white frames"),
@@ -81,6 +87,7 @@ def render_views(
     *,
     start: int = 0,
     count: int | None = None,
+    chunk: int | None = None,
     store_rgba: bool = True,
     background: str = "white",
     progress: Callable[[int], None] = lambda _: None,
@@ -93,6 +100,7 @@ def render_views(
         folder: The render folder.
         start: First view.
         count: How many views; None for the rest.
+        chunk: Rays at a time; None for a whole view.
         store_rgba: Whether to keep `rgba_npz`, which evaluation on any background needs.
         background: Under the PNG files.
         progress: Called with the number of frames done.
@@ -101,11 +109,9 @@ def render_views(
     seconds = 0.0
     for number in range(start, end):
         began = time.perf_counter()
-        rgba, depth = render_image(student, cameras[number])
+        rgba, depth = render_image(student, cameras[number], chunk=chunk)
         seconds += time.perf_counter() - began
-        write_frame(
-            folder, number, rgba, depth=depth, background=background, store_rgba=store_rgba
-        )
+        write_frame(folder, number, rgba, depth=depth, background=background, store_rgba=store_rgba)
         progress(number - start + 1)
     stats = measure_stats(end - start, cameras.width, cameras.height, seconds)
     write_stats(folder, stats)
@@ -142,41 +148,81 @@ def assess(
     say(f"[eval] rendering {len(cameras)} views of student and teacher")
     renders = folder / "renders" / f"step_{step:06d}"
     stats = render_views(student, cameras, renders, background=background)
-    frames = render_frames(gaussians, cameras)
-    for number in range(len(cameras)):
-        write_frame(
-            folder / "teacher",
-            number,
-            _rgba(frames, number),
-            depth=frames.depth[number],
-            background=background,
-        )
-    ours = stored(renders)
-    pairs = {STUDENT_TEACHER: (ours, stored(folder / "teacher"))}
+    write_teacher_views(gaussians, cameras, folder / "teacher", background)
+    ours, theirs = stored(renders), stored(folder / "teacher")
+    pairs = {STUDENT_TEACHER: (ours, theirs)}
     if truth is not None:
-        exact = truth.premultiplied().numpy().__getitem__
-        pairs |= {STUDENT_TRUTH: (ours, exact), TEACHER_TRUTH: (stored(folder / "teacher"), exact)}
-    rows = {}
-    for name, (shown, wanted) in pairs.items():
-        result = evaluate_frames(
-            _pairs(len(cameras), shown, wanted, background),
-            background=background,
-            lpips=lpips,
-            method=name,
-            sources=sources,
-            render_stats={"avg_fps": stats.avg_fps, "peak_memory_mib": stats.peak_memory_mib},
+        exact = truth_frames(truth)
+        pairs |= {STUDENT_TRUTH: (ours, exact), TEACHER_TRUTH: (theirs, exact)}
+    extra = {"avg_fps": stats.avg_fps, "peak_memory_mib": stats.peak_memory_mib}
+    rows = {
+        name: _score(
+            name, folder, _pairs(len(cameras), *pair, background), background, lpips, sources, extra
         )
-        rows[name] = result
-        write_json(result_path(folder, name), result.to_json())
-        append_summary(folder / "evaluation" / "metrics_summary.csv", result.row())
+        for name, pair in pairs.items()
+    }
     return Assessment(rows, stats)
 
 
+def assess_teacher(
+    gaussians: Gaussians,
+    truth: Views,
+    folder: Path,
+    *,
+    lpips: PictureDistance | None = None,
+    background: str = "white",
+    say: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """Render and score a teacher's views against the ground truth, as `assess` does."""
+    cameras = truth.cameras
+    say(f"[eval] rendering {len(cameras)} views of the teacher")
+    write_teacher_views(gaussians, cameras, folder / "teacher", background)
+    pairs = _pairs(len(cameras), stored(folder / "teacher"), truth_frames(truth), background)
+    return _score(TEACHER_TRUTH, folder, pairs, background, lpips, None, {})
+
+
+def write_teacher_views(
+    gaussians: Gaussians, cameras: Cameras, folder: Path, background: str = "white"
+) -> None:
+    """Render views of a teacher into a render folder."""
+    frames = render_frames(gaussians, cameras)
+    for number in range(len(cameras)):
+        alpha = 1 - frames.transmittance[number]
+        rgba = torch.cat([frames.rgb[number], alpha[..., None]], dim=-1)
+        write_frame(folder, number, rgba, depth=frames.depth[number], background=background)
+
+
+def truth_frames(truth: Views) -> FrameSource:
+    """Return a source of the ground truth's frames."""
+    return lambda number: truth[number].premultiplied()[0].numpy()
+
+
+def _score(
+    name: str,
+    folder: Path,
+    pairs: Iterator[FramePair],
+    background: str,
+    lpips: PictureDistance | None,
+    sources: Mapping[str, str] | None,
+    render_stats: Mapping[str, Any],
+) -> Evaluation:
+    result = evaluate_frames(
+        pairs,
+        background=background,
+        lpips=lpips,
+        method=name,
+        sources=sources,
+        render_stats=render_stats,
+    )
+    make_folder(folder / "evaluation")
+    write_json(result_path(folder, name), result.to_json())
+    append_summary(folder / "evaluation" / "metrics_summary.csv", result.row())
+    return result
+
+
 def result_path(folder: Path, name: str) -> Path:
-    """Where a row's scores are written in a run directory; the folder exists then."""
-    path = folder / "evaluation" / f"{name.replace(' ', '_')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    """Where a row's scores are written in a run directory."""
+    return folder / "evaluation" / f"{name.replace(' ', '_')}.json"
 
 
 def read_results(folder: Path) -> dict[str, dict]:
@@ -186,9 +232,35 @@ def read_results(folder: Path) -> dict[str, dict]:
     return {name: read_json(path) for name, path in paths.items() if path.is_file()}
 
 
-def _rgba(frames: TeacherFrames, number: int) -> Tensor:
-    alpha = 1 - frames.transmittance[number]
-    return torch.cat([frames.rgb[number], alpha[..., None]], dim=-1)
+def leave_pictures(student: Student, gaussians: Gaussians, cameras: Cameras, folder: Path) -> None:
+    """Leave what a stopped run showed, beside what it should have shown, for `diagnose`."""
+    render_views(student, cameras, folder / STOPPED / "student")
+    write_teacher_views(gaussians, cameras, folder / STOPPED / "teacher")
+
+
+def newest_renders(run: Path) -> Path | None:
+    """Return the render folder of the run's latest step, if any."""
+    folders = sorted((run / "renders").glob("step_*"))
+    return folders[-1] if folders else None
+
+
+def stored_means(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the mean scores of a stored judgement as numbers."""
+    return {name: _number(value) for name, value in result["means"].items()}
+
+
+def score_rows(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Return the mean scores of each judgement, and those of an empty picture beside them."""
+    rows = {name: {c: stored_means(r).get(c) for c in COLUMNS} for name, r in results.items()}
+    for name, result in results.items():
+        blank = {c: _number(result["blank"].get(c)) for c in COLUMNS}
+        reference = name.partition(" against ")[2]
+        rows.setdefault(f"empty picture against {reference}", blank | {"alpha_iou": 0.0})
+    return rows
+
+
+def _number(value: float | str | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def stored(folder: Path) -> FrameSource:

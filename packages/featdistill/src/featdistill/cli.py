@@ -103,8 +103,8 @@ def render(
         Path | None, typer.Option(help="Render folder (default: renders/step_N of the run).")
     ] = None,
     chunk: Annotated[
-        int, typer.Option(min=1, help="Rays per block; bounds the memory of the torch path.")
-    ] = 8192,
+        int | None, typer.Option(min=1, help="Rays at a time, which bounds the memory.")
+    ] = None,
     store_rgba: Annotated[
         bool, typer.Option("--store-rgba", help="Keep rgba_npz, for any background.")
     ] = False,
@@ -137,9 +137,9 @@ def gate(
     results: Annotated[Path, typer.Argument(help="Run directory, or JSON file of `eval`.")],
 ) -> None:
     """Hold scores against the gates; exit code 3 for a gate that is missed or not evaluated."""
-    from featdistill.verdict import gate_results_file
+    from featdistill.scoring import gate_code
 
-    raise typer.Exit(gate_results_file(results))
+    raise typer.Exit(gate_code(results))
 
 
 @app.command()
@@ -152,7 +152,7 @@ def diagnose(
     as_json: JsonOption = False,
 ) -> None:
     """Say what is wrong with a run's pictures: blank, flipped, wrong frames, scale, background."""
-    from featdistill.verdict import diagnose_run
+    from featdistill.scoring import diagnose_run
 
     typer.echo(diagnose_run(run, teacher_renders, background=background, as_json=as_json))
 
@@ -204,13 +204,25 @@ def scene_synth(
     typer.echo(f"{target}: {'written' if made else 'was there already'}")
 
 
+@scene.command("import")
+def scene_import(
+    source: Annotated[Path, typer.Argument(help="NeRF-synthetic folder.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write the copy.")],
+    width: Annotated[int, typer.Option(min=8, help="Image width in pixels.")],
+) -> None:
+    """Copy a scene at a smaller width, filtered over premultiplied colours."""
+    from featdistill.scenes import import_scene
+
+    typer.echo(import_scene(source, folder, width))
+
+
 @scene.command("info")
 def scene_info(
     folder: Annotated[Path, typer.Argument(help="NeRF-synthetic folder.")],
     width: WidthOption = None,
 ) -> None:
     """Read a scene whole and say what is in it."""
-    from featdistill.verdict import describe_scene
+    from featdistill.scenes import describe_scene
 
     typer.echo(describe_scene(folder, width))
 
@@ -277,7 +289,7 @@ def teacher_info(
     teacher: Annotated[Path, typer.Argument(help="point_cloud.ply, or a teacher run.")],
 ) -> None:
     """Say what is in a 3DGS file."""
-    from featdistill.verdict import describe_teacher
+    from featdistill.teacher_run import describe_teacher
 
     typer.echo(describe_teacher(teacher))
 
@@ -292,7 +304,7 @@ def eval_compare(
     force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
 ) -> None:
     """Score a folder of PNG files against another, as they are."""
-    from featdistill.verdict import compare_folders
+    from featdistill.scoring import compare_folders
 
     typer.echo(
         compare_folders(
@@ -320,10 +332,10 @@ def eval_pipeline(
     force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
 ) -> None:
     """Compose a student's RGBA over a background, score it, and record the result."""
-    from featdistill.verdict import run_pipeline
+    from featdistill.scoring import score_renders
 
     typer.echo(
-        run_pipeline(
+        score_renders(
             render_dir,
             teacher_renders,
             background=background,

@@ -4,6 +4,7 @@ A file written for the notes' pipeline loads unchanged once `data` names a teach
 removed on the way say so. Every default was chosen by measurement on the LEGO scene at 200x200.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -43,7 +44,7 @@ class FeaturePipelineConfig(Config):
         "student: lift the teacher's 52 by a fixed orthonormal map to the student's space",
     )
     projector: ProjectorConfig = ProjectorConfig()
-    rays: int = Field(512, ge=1, description="rays of each batch that carry the feature loss")
+    rays: int = Field(128, ge=1, description="rays of each batch that carry the feature loss")
     alpha_threshold: Fraction = Field(
         0.6, description="teacher opacity above which a ray has a feature target"
     )
@@ -65,7 +66,7 @@ class PhaseConfig(Config):
     `target: image` supervises rays by the teacher's renders.
     """
 
-    removed_keys: ClassVar[dict[str, str]] = {
+    removed_keys: ClassVar[Mapping[str, str]] = {
         "freeze_student": "list what learns in `optimize` instead; the student is frozen in a "
         "phase whose `optimize` does not name it",
         "force_feature_on": "the feature loss is on in every phase that optimises only the "
@@ -278,8 +279,10 @@ class DataSection(Config):
     )
     width: int | None = Field(None, ge=8, description="image width in pixels; null: as stored")
     extra_poses: int = Field(300, ge=0, description="random poses that the teacher renders as well")
-    background_color: Literal["random", "white", "black"] = Field(
-        "random", description="background that the colour loss composites on"
+    background_color: Literal["mixed", "random", "white", "black"] = Field(
+        "mixed",
+        description="background that the colour loss composites on; mixed: half of it white, on "
+        "which pictures are judged, half random, which tells white from empty",
     )
 
 
@@ -305,7 +308,7 @@ class PruneSection(Config):
 class TrainConfig(Config):
     """Everything that `featdistill train` depends on."""
 
-    removed_keys: ClassVar[dict[str, str]] = PhaseConfig.removed_keys
+    removed_keys: ClassVar[Mapping[str, str]] = PhaseConfig.removed_keys
 
     name: str = "distill"
     seed: int = Field(0, ge=0)

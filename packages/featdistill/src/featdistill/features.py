@@ -1,9 +1,9 @@
 """The teacher's 52 features per gaussian, `gaussian_sh_opacity_logscale`, and their scaling.
 
-Order as in the PLY file: f_dc (3), f_rest (45, channel-major), opacity (1, after the sigmoid, since
-logits have heavy tails), log scale (3). Raw sizes differ by a factor of a hundred (f_rest about 0.02
-to 0.1, log scales about -5), so an unscaled L2 would see the log scales only; each feature is
-standardised by its mean and deviation, weighted by opacity so that what is invisible does not count.
+Order as in the PLY file: f_dc (3), f_rest (45, channel-major), opacity (1, after the sigmoid, as
+logits have heavy tails), log scale (3). Raw sizes differ by a factor of a hundred (f_rest about
+0.02 to 0.1, log scales about -5), so an unscaled L2 would see the log scales only; each feature is
+standardised by its mean and deviation, weighted by opacity so that the invisible does not count.
 """
 
 from __future__ import annotations

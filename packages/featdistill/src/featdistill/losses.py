@@ -33,8 +33,11 @@ def color_l2(dc: Tensor, dt: Tensor, background: str) -> Tensor:
     Args:
         dc: Error of the premultiplied colour, [r, 3].
         dt: Error of the transmittance, [r].
-        background: random (the expectation over [0, 1]), white or black.
+        background: random (the expectation over [0, 1]), white, black, or mixed: the mean of
+            white and random.
     """
+    if background == "mixed":
+        return (color_l2(dc, dt, "white") + color_l2(dc, dt, "random")) / 2
     dt = dt[:, None]
     if background == "white":
         return (dc + dt).square().mean()
@@ -49,6 +52,8 @@ def color_l1(dc: Tensor, dt: Tensor, background: str) -> Tensor:
     The expectation of |dc + dt b| is |dc + dt/2| where the error keeps its sign over [0, 1], and
     (dc^2 + (dc + dt)^2) / (2 |dt|) where it does not.
     """
+    if background == "mixed":
+        return (color_l1(dc, dt, "white") + color_l1(dc, dt, "random")) / 2
     dt = dt[:, None].expand_as(dc)
     if background == "white":
         return (dc + dt).abs().mean()

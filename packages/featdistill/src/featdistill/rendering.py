@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,14 @@ from loom.errors import UserError
 from loom.files import write_atomic
 from loom.progress import Progress
 
-from featdistill.assess import render_views
+from featdistill.assess import render_views, write_teacher_views
 from featdistill.data.nerf_synthetic import read_cameras
-from featdistill.data.npz import npy_bytes
-from featdistill.data.renders import driver_figures, write_frame
+from featdistill.data.ply import ply_of, read_ply
+from featdistill.data.renders import driver_figures
 from featdistill.features import gaussian_features
 from featdistill.models.raster import render
 from featdistill.restore import restore_student
-from featdistill.supervision import render_frames
-from featdistill.teacher_run import read_teacher_model
-from featdistill.train import camera_file
+from featdistill.teacher_views import camera_file
 
 
 def render_run(
@@ -28,6 +27,7 @@ def render_run(
     *,
     config: Path | None = None,
     output: Path | None = None,
+    chunk: int | None = None,
     store_rgba: bool = False,
     start: int = 0,
     count: int | None = None,
@@ -59,9 +59,39 @@ def render_run(
         folder,
         start=start,
         count=count,
+        chunk=chunk,
         store_rgba=store_rgba,
         background=background,
         progress=progress.update,
     )
     progress.close()
     return folder
+
+
+def render_teacher(
+    teacher: Path,
+    cameras: Path,
+    output: Path,
+    *,
+    width: int | None = None,
+    features: bool = False,
+    background: str = "white",
+) -> None:
+    """Render a teacher's views of a camera file: RGBA, depth and, on demand, the 52 features.
+
+    Features are alpha-composited, premultiplied, unscaled: `features/00000.npy`, float16
+    [h, w, 52].
+    """
+    gaussians = read_ply(ply_of(teacher))
+    views = read_cameras(cameras, width=width)
+    write_teacher_views(gaussians, views, output, background)
+    if not features:
+        return
+    values = gaussian_features(gaussians)
+    (output / "features").mkdir(exist_ok=True)
+    for number in range(len(views)):
+        with torch.no_grad():
+            shown = render(gaussians, views[number], channels=values)
+        stream = BytesIO()
+        np.save(stream, shown.channels.numpy().astype(np.float16))
+        write_atomic(output / "features" / f"{number:05d}.npy", stream.getvalue())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from loom.config import Config
+from pydantic import Field, PositiveInt, model_validator
+
+Corner = tuple[float, float, float]
 
 
-class StudentConfig(BaseModel):
+class StudentConfig(Config):
     """Size, encoding and marching resolution of a student."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     grid_resolution: PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt] = (9, 16, 10)
     """Networks per axis; a single number is used for all three axes."""
@@ -28,9 +29,21 @@ class StudentConfig(BaseModel):
     density_bias: float = -1.0
     """Initial raw density: an opacity of sigmoid(-1) = 0.27 per step, far from a blank image."""
 
+    bbox: tuple[Corner, Corner] | None = None
+    """Lowest and highest corner in the world; null: around the teacher's visible gaussians."""
+
+    @model_validator(mode="after")
+    def _the_box_has_a_volume(self) -> StudentConfig:
+        if self.bbox and any(low >= high for low, high in zip(*self.bbox, strict=True)):
+            raise ValueError(
+                f"student.bbox has no volume: lowest {self.bbox[0]}, highest {self.bbox[1]}"
+            )
+        return self
+
     @property
     def grid_shape(self) -> tuple[int, int, int]:
         """Networks along x, y and z."""
         if isinstance(self.grid_resolution, int):
-            return (self.grid_resolution,) * 3
+            n = self.grid_resolution
+            return (n, n, n)
         return self.grid_resolution

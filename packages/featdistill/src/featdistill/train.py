@@ -1,34 +1,28 @@
-"""Distil the teacher into the student: phases, loss and the checks that a run cannot lie about.
-
-    L = color + depth + opacity + feature_l2 + feature_cos          (image phases, per ray)
-    L = (alpha - alpha_T)^2 + alpha_T |rgb - rgb_T|^2 / 3           (volume phases, per point)
-"""
+"""Distil the teacher into the student: phases, batches, and the checks that keep a run honest."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from typing import NamedTuple
 
 import torch
-from loom.errors import UserError
-from loom.evaluation.images import psnr_db
+from loom import distributed
+from loom.errors import GateMissed
 from loom.gates import Baseline, Gate, Invariant
-from loom.loop import Every, FitResult, Losses, Prefetch, Term, TrainState, fit
+from loom.loop import Every, FitResult, Prefetch, TrainState, fit
+from loom.native import cores_for_kernels
 from loom.run import Run
 from loom.sampling import Shard
 from torch import Tensor
 
-from featdistill import losses
-from featdistill.cameras import Cameras, orbit_poses
+from featdistill.assess import leave_pictures
 from featdistill.config import FEATURE_DIM, PROGRESS_NAME, PhaseConfig, TrainConfig
-from featdistill.data.nerf_synthetic import read_cameras
-from featdistill.data.ply import read_ply
+from featdistill.distillation import Distillation
 from featdistill.features import FeatureScaling
-from featdistill.gaussians import Gaussians
+from featdistill.glance import Glance
 from featdistill.models import field, occupancy
 from featdistill.models.cell_adam import CellAdam
-from featdistill.models.student import Student, query, render_image, render_rays
+from featdistill.models.student import Student
 from featdistill.supervision import (
     PointBatch,
     PointSampler,
@@ -37,67 +31,19 @@ from featdistill.supervision import (
     TeacherFrames,
     render_frames,
 )
+from featdistill.teacher_views import Teacher, read_teacher, with_extra_poses
 
-CELL_ADAM = {"betas": (0.9, 0.99), "eps": 1e-12}
 MASK_COLLAPSE = 0.05
 MASK_COLLAPSE_RECORDS = 3
 
 
-class Teacher(NamedTuple):
-    """A teacher and the cameras that a run looks at it from."""
-
-    gaussians: Gaussians
-    training: Cameras
-    evaluation: Cameras
-    typical_distance: float  # of the training cameras to the centre of the teacher, world units
-
-
-def read_teacher(config: TrainConfig, run: Run) -> Teacher:
-    """Read the teacher and the cameras, and register what the run depends on."""
-    data = config.data
-    if data.teacher is None or (data.scene is None and data.camera_json is None):
-        raise UserError(
-            "data.teacher and data.scene are not both set",
-            hint="give data.scene=FOLDER data.teacher=point_cloud.ply, or neither for the "
-            "embedded brick model",
-        )
-    ply = data.teacher / "point_cloud.ply" if data.teacher.is_dir() else data.teacher
-    gaussians = read_ply(ply)
-    run.use("teacher", ply)
-    cameras = {}
-    for use, explicit, split in (
-        ("training", data.camera_json, "train"),
-        ("evaluation", data.eval_camera_json, "test"),
-    ):
-        path = explicit or (data.scene or ply.parent) / f"transforms_{split}.json"
-        run.use(f"{use}_cameras", path)
-        cameras[use] = read_cameras(path, width=data.width)
-    run.info(f"loaded gaussian teacher features with dimension {FEATURE_DIM}")
-    centre = field.bounding_box(gaussians).mean(dim=0)
-    distance = (cameras["training"].centres - centre).norm(dim=1).mean().item()
-    return Teacher(gaussians, cameras["training"], cameras["evaluation"], distance)
-
-
-def with_extra_poses(cameras: Cameras, count: int, generator: torch.Generator) -> Cameras:
-    """Add random poses on the upper hemisphere at the cameras' own mean distance."""
-    if not count:
-        return cameras
-    radius = cameras.centres.norm(dim=1).mean().item()
-    poses = orbit_poses(count, radius, generator)
-    return Cameras(
-        torch.cat([cameras.poses_world_from_camera, poses]),
-        cameras.width,
-        cameras.height,
-        cameras.focal_px,
-        cameras.names + tuple(f"extra/{i}" for i in range(count)),
-    )
-
-
 def new_student(config: TrainConfig, teacher: Teacher, generator: torch.Generator) -> Student:
     """Place a student around the teacher, loosely: training prunes what it never shows."""
-    box = field.bounding_box(teacher.gaussians)
-    shape = occupancy.voxel_shape(box, config.student.occupancy_resolution)
     blur = field.screen_blur(teacher.training.focal_px, teacher.typical_distance)
+    box = field.bounding_box(teacher.gaussians, blur=blur)
+    if config.student.bbox is not None:
+        box = torch.tensor(config.student.bbox)
+    shape = occupancy.voxel_shape(box, config.student.occupancy_resolution)
     filled = field.solid(teacher.gaussians, occupancy.voxel_centres(box, shape), blur=blur)
     return Student(config.student, box, occupancy.dilate(filled.to(torch.uint8)), generator)
 
@@ -143,100 +89,6 @@ class Supervision:
         return self.rays.batch(step, shard)
 
 
-class Distillation:
-    """The loss of one batch at one step."""
-
-    def __init__(self, config: TrainConfig, max_weight: Tensor) -> None:
-        """Keep the weights as schedules.
-
-        Args:
-            config: The run's.
-            max_weight: Collects the largest rendered weight of each voxel, for pruning.
-        """
-        self.loss = config.loss
-        self.pipeline = config.feature_pipeline
-        self.phase_at = config.train.phase_at
-        self.background = config.data.background_color
-        self.opacity_weight = config.loss.opacity.weight_at()
-        self.max_weight = max_weight
-        self.lift = None
-        if self.pipeline.compare_space == "student":
-            self.lift = losses.orthonormal_lift(config.student.feature_dim)
-
-    def __call__(self, student: Student, batch: RayBatch | PointBatch, step: int) -> Losses:
-        """Return the terms with their weights at this step."""
-        if isinstance(batch, PointBatch):
-            return self._volume(student, batch)
-        return self._image(student, batch, step)
-
-    def _volume(self, student: Student, batch: PointBatch) -> Losses:
-        raw, inside = query(student, batch.points, batch.directions)
-        out = torch.sigmoid(raw)
-        alpha, color = losses.volume_losses(
-            out[:, 3] * inside, out[:, :3], batch.alpha, batch.rgb
-        )
-        return Losses({"volume_alpha": Term(alpha, 1.0), "volume_color": Term(color, 1.0)})
-
-    def _image(self, student: Student, batch: RayBatch, step: int) -> Losses:
-        targets, loss = batch.targets, self.loss
-        out = render_rays(
-            student,
-            batch.origins,
-            batch.directions,
-            jitter=batch.jitter,
-            feature_rays=len(targets.features),
-            max_weight=self.max_weight,
-        )
-        alpha = 1 - out.transmittance
-        color = losses.color_l1 if loss.color.type == "l1" else losses.color_l2
-        dc, dt = out.rgb - targets.rgb, out.transmittance - targets.transmittance
-        terms = {"color": Term(color(dc, dt, self.background), loss.color.weight)}
-        if loss.depth.weight:
-            distance = out.depth / alpha.clamp_min(1e-3)
-            value = losses.depth_loss(
-                distance, targets, loss.depth.type, loss.depth.alpha_threshold
-            )
-            terms["depth"] = Term(value, loss.depth.weight)
-        weight = self.opacity_weight.at(step)
-        if weight:
-            value = losses.opacity_loss(
-                alpha,
-                1 - targets.transmittance,
-                loss.opacity.type,
-                loss.opacity.target,
-                loss.opacity.background_threshold,
-            )
-            terms["opacity"] = Term(value, weight)
-        metrics: dict[str, float | Tensor] = {"metric/opacity_target_weight_effective": weight}
-        if len(targets.features):
-            terms |= self._features(student, out.features, alpha, batch, step)
-            metrics["metric/feature_mask_fraction"] = targets.has_features.float().mean()
-        return Losses(terms, metrics)
-
-    def _features(
-        self, student: Student, composited: Tensor, alpha: Tensor, batch: RayBatch, step: int
-    ) -> dict[str, Term]:
-        targets = batch.targets
-        seen = composited / alpha[: len(composited), None].clamp_min(0.05)
-        if self.lift is None:
-            predicted, wanted = student.projector(seen), targets.features
-        else:
-            predicted, wanted = seen, targets.features @ self.lift
-        l2, cosine = losses.feature_losses(predicted, wanted, targets.has_features)
-        only_projector = self.phase_at(step).optimize == ("projector",)
-        weights = {
-            name: config.weight if only_projector else config.weight_at().at(step)
-            for name, config in (
-                ("feature_l2", self.loss.feature_l2),
-                ("feature_cos", self.loss.feature_cos),
-            )
-        }
-        return {
-            "feature_l2": Term(l2, weights["feature_l2"]),
-            "feature_cos": Term(cosine, weights["feature_cos"]),
-        }
-
-
 class Pruning:
     """Drop the voxels that the student itself never shows, at fixed steps."""
 
@@ -255,6 +107,8 @@ class Pruning:
         if completed in self.begin:
             self.max_weight.zero_()
         if completed in self.at:
+            # Each process has marched other rays; all of them must drop the same voxels.
+            self.max_weight.copy_(distributed.gather(self.max_weight[None]).amax(dim=0))
             share = self.student.prune(self.max_weight, self.threshold)
             self.run.info(f"[occupancy] pruned at step {completed}: {share:.1%} of it is left")
 
@@ -267,48 +121,25 @@ class Pruning:
         self.max_weight.copy_(state["max_weight"])
 
 
-class Evaluation:
-    """Quick looks during training: a few evaluation views on white, and an empty picture beside."""
-
-    def __init__(self, config: TrainConfig, teacher: Teacher) -> None:
-        """Render the teacher's side once."""
-        count = min(config.evaluation.frames, len(teacher.evaluation))
-        chosen = [i * len(teacher.evaluation) // count for i in range(count)]
-        self.frames = render_frames(teacher.gaussians, teacher.evaluation[chosen])
-        self.wanted = self.frames.on_background(1.0).numpy()
-        blank = torch.full_like(self.frames.on_background(1.0)[0], 255).numpy()
-        self.blank_db = sum(psnr_db(blank, w) for w in self.wanted) / count
-
-    def __call__(self, student: Student) -> dict[str, float | None]:
-        """Mean PSNR against the teacher on white, and that of an empty picture."""
-        scores = []
-        for index, wanted in enumerate(self.wanted):
-            rgba, _ = render_image(student, self.frames.cameras[index])
-            scores.append(psnr_db(on_white(rgba).numpy(), wanted))
-        mean = sum(scores) / len(scores)
-        return {"metric/psnr_db": mean, "baseline/blank/psnr_db": self.blank_db}
-
-
-def on_white(rgba: Tensor) -> Tensor:
-    """Composite a premultiplied picture [h, w, 4] on white, 8 bits [h, w, 3]."""
-    rgb = rgba[..., :3] + (1 - rgba[..., 3:])
-    return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
 def new_optimizer(student: Student) -> CellAdam:
     """Named groups, so that a phase can say which of them learn."""
     return CellAdam(
         [
             {"name": "student", "params": [student.weights, student.head]},
-            {"name": "projector", "params": list(student.projector.parameters())},
+            {
+                "name": "projector",
+                "params": list(student.projector.parameters()),
+                "per_cell": False,
+            },
         ],
-        **CELL_ADAM,
+        betas=(0.9, 0.99),
+        eps=1e-12,
     )
 
 
 def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     """Distil, writing records, checkpoints and the final state into the run's directory."""
-    teacher = read_teacher(config, run)
+    teacher = read_teacher(config.data, run)
     views = with_extra_poses(teacher.training, config.data.extra_poses, run.generator("poses"))
     frames = render_frames(teacher.gaussians, views)
     run.info(f"Loaded teacher frames ({len(views)})")
@@ -319,32 +150,46 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     pruning = Pruning(config, student, run)
     state.extras["pruning"] = pruning
     supervision = Supervision(config, teacher, frames, student)
-    evaluation = Evaluation(config, teacher)
+    glance = Glance(config, teacher)
     restarts = frozenset(_volume_ends(config.train.phases))
+
+    def before_step(step: int) -> None:
+        phase = config.train.phase_at(step)
+        if step == config.train.phase_start(phase):
+            run.info(f"Enter {phase.name} at step {step}: optimize={list(phase.optimize)}")
 
     def after_step(step: int) -> None:
         pruning.after_update(step + 1)
         if step + 1 in restarts:  # moments of another loss mislead the first steps of this one
             state.optimizer.state.clear()
 
-    result = fit(
-        run,
-        state,
-        steps=config.train.max_steps,
-        batch=Prefetch(supervision.batch),
-        loss=Distillation(config, pruning.max_weight),
-        lr=config.train.lr_at,
-        trainable=lambda step: config.train.phase_at(step).optimize,
-        evaluate=Every(config.evaluation.interval, evaluation),
-        gates=(blank_gate(config), *config.gates),
-        invariants=invariants(config),
-        after_step=after_step,
-        clip_norm=config.train.gradient_clip_norm,
-        log_interval=config.log_interval,
-        checkpoint_interval=config.checkpoint_interval,
-        metric_for_best="metric/psnr_db",
-        progress_name=PROGRESS_NAME,
-    )
+    try:
+        with cores_for_kernels():
+            result = fit(
+                run,
+                state,
+                steps=config.train.max_steps,
+                batch=Prefetch(supervision.batch),
+                loss=Distillation(config, pruning.max_weight),
+                lr=config.train.lr_at,
+                trainable=lambda step: config.train.phase_at(step).optimize,
+                evaluate=Every(config.evaluation.interval, glance),
+                gates=(blank_gate(config), *config.gates),
+                invariants=invariants(config),
+                before_step=before_step,
+                after_step=after_step,
+                clip_norm=config.train.gradient_clip_norm,
+                log_interval=config.log_interval,
+                checkpoint_interval=config.checkpoint_interval,
+                metric_for_best="metric/psnr_db",
+                progress_name=PROGRESS_NAME,
+            )
+    except GateMissed:
+        if run.is_main:
+            cameras = glance.frames.cameras
+            leave_pictures(state.ema_model, teacher.gaussians, cameras, run.dir)
+            run.info(f"[gate] `featdistill diagnose {run.dir}` looks at what it showed")
+        raise
     return state.ema_model, result
 
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 from loom.config import Resolved, resolve
-from loom.drawing import print_table
-from loom.evaluation.images import PictureDistance
-from loom.evaluation.lpips import Lpips
-from loom.gates import GateResult
 from loom.run import Run
 
 from featdistill.assess import Assessment, assess
 from featdistill.config import TrainConfig
 from featdistill.data.nerf_synthetic import Views, read_views
 from featdistill.embedded import SCENE, TEACHER, embedded_scene, embedded_teacher
-from featdistill.figures import gates_of, read_results, score_rows, write_report
+from featdistill.figures import write_report
 from featdistill.models.student import Student
 from featdistill.restore import restore_student
-from featdistill.train import Teacher, read_teacher, train
+from featdistill.scoring import lpips_metric, print_judgement
+from featdistill.teacher_views import Teacher, read_teacher
+from featdistill.train import train
 
 
 def run_training(
@@ -36,7 +35,7 @@ def run_training(
 ) -> Path:
     """Train, judge every evaluation view, write the page; return the run directory."""
     if resume and source is None and directory is not None:
-        source = directory
+        source = directory if (directory / "config.yaml").is_file() else None
     flags = {"train.max_steps": max_steps, "log_interval": log_interval}
     resolved = resolve(TrainConfig, source, overrides, flags=flags)
     whole = resolve(TrainConfig, source, overrides).config.train.max_steps
@@ -53,6 +52,9 @@ def run_training(
         student, result = train(run.config, run)
         if run.is_main:
             judge(run, student, result.step, lpips_weights)
+    if run.is_main:
+        print_judgement(run.dir)
+        typer.echo(f"report: {write_report(run.dir)}")
     return run.dir
 
 
@@ -60,7 +62,7 @@ def _with_data(
     resolved: Resolved[TrainConfig],
     source: Path | None,
     overrides: Sequence[str] | None,
-    flags: dict[str, int | None],
+    flags: dict[str, Any],
 ) -> Resolved[TrainConfig]:
     """Fill in the embedded scene and teacher where the configuration names no data at all."""
     data = resolved.config.data
@@ -72,28 +74,25 @@ def _with_data(
     )
     embedded_scene(typer.echo)
     embedded_teacher(typer.echo)
-    paths = {"data.scene": str(SCENE), "data.teacher": str(TEACHER)}
+    paths = {"data.scene": SCENE, "data.teacher": TEACHER}
     return resolve(TrainConfig, source, overrides, flags={**flags, **paths})
 
 
 def judge(
     run: Run[TrainConfig], student: Student, step: int, lpips_weights: Path | None = None
 ) -> Assessment:
-    """Score every evaluation view of a finished run, print the table and write the page."""
-    teacher = read_teacher(run.config, run)
-    assessment = assess(
+    """Score every evaluation view at the end of a run."""
+    teacher = read_teacher(run.config.data, run)
+    return assess(
         student,
         teacher.gaussians,
         teacher.evaluation,
         ground_truth(run.config, teacher),
         run.dir,
         step=step,
-        lpips=_lpips(lpips_weights),
+        lpips=lpips_metric(lpips_weights),
         say=run.info,
     )
-    print_judgement(run.dir)
-    run.info(f"[report] {write_report(run.dir)}")
-    return assessment
 
 
 def assess_run(directory: Path, *, background: str, lpips_weights: Path | None) -> None:
@@ -102,7 +101,7 @@ def assess_run(directory: Path, *, background: str, lpips_weights: Path | None) 
     with Run.open(
         "featdistill", TrainConfig, restored.run, directory=restored.run, resume=True, quiet=True
     ) as run:
-        teacher = read_teacher(run.config, run)
+        teacher = read_teacher(run.config.data, run)
         assess(
             restored.student,
             teacher.gaussians,
@@ -110,7 +109,7 @@ def assess_run(directory: Path, *, background: str, lpips_weights: Path | None) 
             ground_truth(run.config, teacher),
             restored.run,
             step=restored.step,
-            lpips=_lpips(lpips_weights),
+            lpips=lpips_metric(lpips_weights),
             background=background,
             sources=restored.sources(),
             say=typer.echo,
@@ -127,32 +126,3 @@ def ground_truth(config: TrainConfig, teacher: Teacher) -> Views | None:
     if not (scene / "transforms_test.json").is_file():
         return None
     return read_views(scene, "test", width=teacher.evaluation.width)
-
-
-def print_judgement(directory: Path) -> None:
-    """Print the scores and the gates of a run's last judgement."""
-    results = read_results(directory)
-    rows = score_rows(results)
-    columns = list(next(iter(rows.values())))
-    print_table(("", *columns), [(name, *row.values()) for name, row in rows.items()])
-    print_gates(gates_of(results))
-
-
-def print_gates(results: Sequence[GateResult]) -> None:
-    """Print one row for each gate."""
-    rows = [
-        (verdict_of(result), result.metric.removeprefix("metric/"), result.message)
-        for result in results
-    ]
-    print_table(("gate", "metric", ""), rows)
-
-
-def verdict_of(result: GateResult) -> str:
-    """Return passed, MISSED or not evaluated."""
-    if result.value is None:
-        return "not evaluated"
-    return "passed" if result.passed else "MISSED"
-
-
-def _lpips(weights: Path | None) -> PictureDistance | None:
-    return None if weights is None else Lpips.from_files(weights).as_metric()

@@ -38,6 +38,9 @@ class Config(pydantic.BaseModel):
     removed_keys: ClassVar[Mapping[str, str]] = {}
     """Keys of this section that earlier versions had -> what to do instead, in one sentence."""
 
+    free_on_resume: ClassVar[frozenset[str]] = frozenset()
+    """Dotted keys, or sections, of the whole config that a resumed run may change."""
+
     def notices(self) -> Iterable[str]:
         """Return sentences for the user about settings that are legal but probably unwanted."""
         return ()

@@ -90,7 +90,8 @@ def resolve(
     for key, value in (flags or {}).items():
         if value is not None:
             option = key.split(".")[-1].replace("_", "-")
-            assignments.append((key, value, f"flag --{option}"))
+            plain_value = str(value) if isinstance(value, Path) else value
+            assignments.append((key, plain_value, f"flag --{option}"))
     notices = [note for each in assignments if (note := _assign(layers, *each))]
     label = str(source) if source is not None else "defaults"
     config = _validated(model, layers, label)

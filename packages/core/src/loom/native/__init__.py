@@ -15,7 +15,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ __all__ = [
     "Library",
     "Unavailable",
     "choose",
+    "cores_for_kernels",
     "include_dir",
     "library",
     "on_notice",
@@ -52,6 +54,7 @@ CXX_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-err
 _logger = logging.getLogger("loom.native")
 _said: set[str] = set()
 _listener: Callable[[str], None] | None = None
+_kernel_threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -180,10 +183,31 @@ def pointer(
 
 
 def threads() -> int:
-    """Return how many threads a kernel should use: as many as torch does."""
+    """Return how many threads a kernel should use: as many as torch does, or did."""
     import torch
 
-    return torch.get_num_threads()
+    return _kernel_threads or torch.get_num_threads()
+
+
+@contextmanager
+def cores_for_kernels() -> Generator[None]:
+    """Leave the cores to kernels in the block; torch itself works in one thread.
+
+    Between two kernels torch has small tensors only. Its pool cannot speed those up, but its idle
+    threads spin, which costs the kernels a core and the user CPU time.
+    """
+    import torch
+
+    global _kernel_threads
+    before = _kernel_threads
+    width = torch.get_num_threads()
+    _kernel_threads = threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _kernel_threads = before
+        torch.set_num_threads(width)
 
 
 def stream(device: torch.device) -> ctypes.c_void_p:

@@ -174,7 +174,6 @@ def artefacts(cache: Path) -> tuple[Artefact, ...]:
 def _compile(recipe: Recipe, key: str, target: Path) -> str:
     """Compile under the lock: temporary folder, manifest last, rename. Return "" or the problem."""
     prefix = f".{target.name}."
-    _remove(target.parent, prefix)  # we hold the lock: whoever left these is dead
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     failed_log = target.with_name(f"{target.name}.failed.log")
     try:
@@ -197,13 +196,9 @@ def _compile(recipe: Recipe, key: str, target: Path) -> str:
         work.rename(target)
         failed_log.unlink(missing_ok=True)
         return ""
-    finally:
-        _remove(target.parent, prefix)
-
-
-def _remove(folder: Path, prefix: str) -> None:
-    for left_over in folder.glob(f"{prefix}*"):
-        shutil.rmtree(left_over, ignore_errors=True)
+    finally:  # what killed builds left goes too: we hold the lock, so their makers are dead
+        for left_over in target.parent.glob(f"{prefix}*"):
+            shutil.rmtree(left_over, ignore_errors=True)
 
 
 def _run_compiler(recipe: Recipe, work: Path) -> str:

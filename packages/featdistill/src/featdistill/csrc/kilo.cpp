@@ -15,14 +15,26 @@ struct March {
   std::vector<std::vector<Sample>> parts;  // one per thread, in the order of the rays
 };
 
+// The weights of the cell behind `cell`, to be fetched while that one's samples are evaluated.
+Upcoming upcoming(int64_t cell, int64_t cells, const int32_t* start, const float* weights,
+                  int64_t floats) {
+  if (cell + 1 == cells || start[cell + 2] == start[cell + 1]) return Upcoming();
+  const int64_t chunks = (start[cell + 1] - start[cell] + kChunk - 1) / kChunk;
+  return Upcoming(weights + (cell + 1) * floats, floats, kFetchesPerChunk * chunks);
+}
+
 template <int H>
 void network_forward(const Shape& shape, const float* weights, int64_t cells,
                      const NetworkInputs& in, const int32_t* order, const int32_t* start,
                      float* raw, float* z, int64_t z_count, int threads) {
+  const int64_t floats = shape.parameters();
   loom::parallel_items(cells, threads, [&](int64_t cell, int) {
-    if (start[cell + 1] == start[cell]) return;
-    forward_cell<H>(shape, weights + cell * shape.parameters(), nullptr, in, order + start[cell],
-                    start[cell + 1] - start[cell], raw, z, z_count);
+    const int64_t n = start[cell + 1] - start[cell];
+    if (n == 0) return;
+    alignas(64) float merged[kMerged<H>];
+    merge_layers<H>(shape, weights + cell * floats, merged);
+    forward_cell<H>(shape, weights + cell * floats, merged, in, order + start[cell], n, raw, z,
+                    z_count, upcoming(cell, cells, start, weights, floats));
   });
 }
 
@@ -31,12 +43,16 @@ void network_backward(const Shape& shape, const float* weights, int64_t cells,
                       const NetworkInputs& in, const int32_t* order, const int32_t* start,
                       const float* d_raw, const float* d_z, int64_t z_count, float* grad,
                       int threads) {
+  const int64_t floats = shape.parameters();
   loom::parallel_items(cells, threads, [&](int64_t cell, int) {
-    float* row = grad + cell * shape.parameters();
-    std::fill_n(row, shape.parameters(), 0.0f);
-    if (start[cell + 1] == start[cell]) return;
-    backward_cell<H>(shape, weights + cell * shape.parameters(), in, order + start[cell],
-                     start[cell + 1] - start[cell], d_raw, d_z, z_count, row);
+    const int64_t n = start[cell + 1] - start[cell];
+    if (n == 0) {
+      std::fill_n(grad + cell * floats, floats, 0.0f);
+      return;
+    }
+    backward_cell<H>(shape, weights + cell * floats, in, order + start[cell], n, d_raw, d_z,
+                     z_count, grad + cell * floats,
+                     upcoming(cell, cells, start, weights, floats));
   });
 }
 

@@ -43,6 +43,8 @@ class RayValues {
   std::vector<float> value_, rest_, transmittance_;
 };
 
+constexpr int kMaxStride = 64;  // floats for the sums of a segment: hidden 48, and 16
+
 // Samples along rays as the ABI passes them.
 struct RaySamples {
   int64_t rays;
@@ -103,17 +105,15 @@ struct Segments {
     sort_by_cell(cell.data(), nullptr, count(), cells, order.data(), cell_start.data());
   }
 
-  // Copies the rows of up to kChunk segments of a cell to the front of `rows` [kChunk, stride].
+  // Copies the rows of up to kChunk segments of a cell to `rows` [kChunk, kMaxStride].
   int gather(int64_t begin, int64_t end, float* rows) const {
     const int n = static_cast<int>(std::min<int64_t>(kChunk, end - begin));
     for (int i = 0; i < n; ++i) {
-      std::memcpy(rows + i * stride, &sums[order[begin + i] * stride], stride * sizeof(float));
+      std::memcpy(rows + i * kMaxStride, &sums[order[begin + i] * stride], stride * sizeof(float));
     }
     return n;
   }
 };
-
-constexpr int kMaxStride = 64;  // hidden 48 and 16
 
 // features[ray] = sum over its segments of sums . head, with the biases as the last row of `head`.
 inline void forward_head(const Segments& segments, const float* head, int64_t cells,
@@ -125,8 +125,8 @@ inline void forward_head(const Segments& segments, const float* head, int64_t ce
     const int64_t end = segments.cell_start[cell + 1];
     for (int64_t b = segments.cell_start[cell]; b < end; b += kChunk) {
       const int n = segments.gather(b, end, rows);
-      std::fill(rows + n * stride, rows + kChunk * stride, 0.0f);
-      dense<kFeatures, Start::zero, End::linear>(n, rows, stride, 1, hidden + 1,
+      std::fill(rows + n * kMaxStride, rows + kChunk * kMaxStride, 0.0f);
+      dense<kFeatures, Rows<kMaxStride>, Start::zero, End::linear>(n, rows, hidden + 1,
                                                  head + cell * (hidden + 1) * kFeatures, nullptr,
                                                  out);
       for (int i = 0; i < n; ++i) {
@@ -165,7 +165,7 @@ inline std::vector<float> backward_head(const Segments& segments, const float* h
           d_sums[g * stride + h] = dot<kFeatures>(from, head + cell * row + h * kFeatures);
         }
       }
-      outer<kFeatures>(n, rows, stride, 1, hidden + 1, d_out, d_head + cell * row);
+      outer<kFeatures, Rows<kMaxStride>>(n, rows, hidden + 1, d_out, d_head + cell * row);
     }
   });
   return d_sums;

@@ -17,7 +17,7 @@ struct Networks {
   Shape shape;
   const float* weights;
   int64_t cells;
-  std::vector<float> merged;  // [cells, hidden * hidden + hidden]
+  std::vector<float> merged;  // [cells, kMerged]
 };
 
 // What rays have gathered so far.
@@ -28,11 +28,11 @@ struct RayState {
 
 template <int H>
 void merge(Networks& nets, int threads) {
-  nets.merged.resize(nets.cells * (H * H + H));
+  nets.merged.resize(nets.cells * kMerged<H>);
   loom::parallel_ranges(nets.cells, threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t c = begin; c < end; ++c) {
-      merge_feature<H>(nets.shape, nets.weights + c * nets.shape.parameters(),
-                       &nets.merged[c * (H * H + H)]);
+      merge_layers<H>(nets.shape, nets.weights + c * nets.shape.parameters(),
+                       &nets.merged[c * kMerged<H>]);
     }
   });
 }
@@ -44,7 +44,8 @@ void evaluate(const Networks& nets, const NetworkInputs& in, const std::vector<i
     const int64_t n = start[c + 1] - start[c];
     if (n == 0) return;
     forward_cell<H>(nets.shape, nets.weights + c * nets.shape.parameters(),
-                    &nets.merged[c * (H * H + H)], in, &order[start[c]], n, raw, nullptr, 0);
+                    &nets.merged[c * kMerged<H>], in, &order[start[c]], n, raw, nullptr, 0,
+                    Upcoming());
   });
 }
 

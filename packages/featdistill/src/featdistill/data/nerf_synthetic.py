@@ -15,22 +15,21 @@ import json
 import math
 import os
 import warnings
-import zipfile
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from loom.errors import UserError
-from loom.files import write_atomic, write_json
+from loom.files import write_json
 from loom.native.toolchain import cache_dir
 from torch import Tensor
 
 from featdistill.cameras import Cameras, focal_from_angle
-from featdistill.data.png import decode_png, make_folder, png_size, read_bytes, write_png
+from featdistill.data.npz import read_npz, write_npz
+from featdistill.data.png import decode_png, png_size, read_bytes, write_png
 from featdistill.data.rgba import box_filter, premultiply
 from featdistill.data.transforms import Frame, Transforms, read_transforms
 
@@ -224,21 +223,19 @@ def _cache_file(key: str) -> Path:
 
 def _read_cache(key: str) -> np.ndarray | None:
     """Return the decoded images, or None when there are none or they do not pass their CRC."""
+    path = _cache_file(key)
+    if not path.exists():
+        return None
     try:
-        with np.load(_cache_file(key), allow_pickle=False) as stored:
-            rgba = stored["rgba"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        rgba = read_npz(path, "rgba")
+    except UserError:
         return None
     return rgba if rgba.dtype == np.uint8 and rgba.ndim == 4 and rgba.shape[3] == 4 else None
 
 
 def _write_cache(key: str, rgba: np.ndarray) -> None:
     """Keep decoded images. A cache that cannot be written costs time only, so it only warns."""
-    stream = BytesIO()
-    np.savez(stream, rgba=rgba)
-    path = _cache_file(key)
     try:
-        make_folder(path.parent)
-        write_atomic(path, stream.getvalue())
+        write_npz(_cache_file(key), "rgba", rgba)
     except UserError as error:
         warnings.warn(f"decoded images are not kept: {error}", stacklevel=3)

@@ -29,6 +29,7 @@ ROTATION = tuple(f"rot_{k}" for k in range(4))
 PROPERTIES = (*POSITION, *NORMAL, *F_DC, *F_REST, "opacity", *SCALE, *ROTATION)
 """The 62 property names in file order."""
 
+PLY_NAME = "point_cloud.ply"
 MAX_HEADER_BYTES = 1 << 16
 NUMPY_TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1",
@@ -170,3 +171,24 @@ def _gaussians(path: Path, vertices: np.ndarray) -> Gaussians:
         opacity_logits=columns(("opacity",))[:, 0],
         sh=torch.cat([columns(F_DC)[:, None], rest], dim=1).contiguous(),
     )
+
+
+def ply_of(path: Path) -> Path:
+    """Return the PLY file that a path means: the file itself, or that of a teacher run.
+
+    A folder in the 3DGS layout (`point_cloud/iteration_30000/point_cloud.ply`) gives its newest.
+    """
+    if not path.is_dir():
+        return path
+    if (path / PLY_NAME).is_file():
+        return path / PLY_NAME
+    iterations = sorted(
+        path.glob(f"point_cloud/iteration_*/{PLY_NAME}"),
+        key=lambda p: int(p.parent.name.split("_")[1]),
+    )
+    if not iterations:
+        raise UserError(
+            f"{path} holds no {PLY_NAME}",
+            hint="give a PLY file, a teacher run or a 3DGS model folder",
+        )
+    return iterations[-1]

@@ -11,6 +11,7 @@ from loom.files import explained, write_atomic
 from PIL import Image
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_RGBA_COLOUR_TYPE = 6  # in the header's byte 25
 _LARGEST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
 
 
@@ -19,13 +20,20 @@ def read_png(path: Path, mode: str) -> np.ndarray:
 
     Args:
         path: The file.
-        mode: "RGBA" (which the file must have: an alpha channel is never invented), or "RGB"
-            (a fully opaque RGBA file counts as one).
+        mode: "RGBA" or "RGB", which the file must have: an alpha channel is never invented, nor
+            one dropped.
 
     Raises:
         UserError: The file is missing, damaged, too large, or has other channels.
     """
     return decode_png(read_bytes(path), path, mode)
+
+
+def read_any_png(path: Path) -> np.ndarray:
+    """Read a PNG as uint8 [h, w, 3], or [h, w, 4] if it has an alpha channel."""
+    data = read_bytes(path)
+    has_alpha = len(data) > 25 and data[25] == _RGBA_COLOUR_TYPE
+    return decode_png(data, path, "RGBA" if has_alpha else "RGB")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -53,12 +61,10 @@ def decode_png(data: bytes, path: Path, mode: str) -> np.ndarray:
         raise UserError(
             f"{path} is damaged: {error}", hint="copy or render this image again"
         ) from error
-    if mode == "RGB" and found == "RGBA" and (pixels[..., 3] == 255).all():
-        return np.ascontiguousarray(pixels[..., :3])
     if found != mode:
         remedy = {
             "RGBA": "export the images with a transparent background (an alpha channel)",
-            "RGB": "put the images over a background first: `featdistill eval pipeline` does it",
+            "RGB": "convert the image to 8-bit RGB",
         }[mode]
         raise UserError(f"{path} has channels {found}, expected {mode}", hint=remedy)
     return pixels

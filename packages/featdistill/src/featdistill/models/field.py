@@ -94,8 +94,12 @@ def query_field(
     return _query_cpu(kernel, prepared, points.contiguous(), basis.contiguous(), reach)
 
 
-def bounding_box(gaussians: Gaussians) -> Tensor:
+def bounding_box(gaussians: Gaussians, *, blur: float = 0.0) -> Tensor:
     """Return the corners [2, 3] of a box around every gaussian that can be seen.
+
+    Args:
+        gaussians: The teacher.
+        blur: The rasteriser's blur in world units: what is seen reaches so much further.
 
     Raises:
         UserError: No gaussian has an opacity above `SOLID_OPACITY`.
@@ -107,7 +111,8 @@ def bounding_box(gaussians: Gaussians) -> Tensor:
             f"{SOLID_OPACITY}: there is nothing to distil",
             hint="look at the teacher with `featdistill teacher info`",
         )
-    return torch.stack([seen.amin(dim=0) - BOX_MARGIN, seen.amax(dim=0) + BOX_MARGIN])
+    margin = max(BOX_MARGIN, SOLID_REACH * blur)
+    return torch.stack([seen.amin(dim=0) - margin, seen.amax(dim=0) + margin])
 
 
 def solid(gaussians: Gaussians, points: Tensor, *, blur: float) -> Tensor:

@@ -7,11 +7,13 @@ thread in the order of its samples, so results are bit-equal for any number of t
 
 from __future__ import annotations
 
+import weakref
 from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from loom import native
 from torch import Tensor
@@ -59,6 +61,35 @@ _SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
         None,
     ),
 }
+
+
+class _Buffers:
+    """Memory for gradients, used again once the last tensor on it is gone.
+
+    A gradient of 37 MB is too large for the allocator's free lists: every step would map fresh
+    pages and fault each one in, which takes a third of the time of the backward pass itself.
+    """
+
+    KEPT = 4
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def empty_like(self, tensor: Tensor) -> Tensor:
+        """Return an uninitialised tensor of the same shape."""
+        shape = tuple(tensor.shape)
+        found = next((i for i, held in enumerate(self._free) if held.shape == shape), None)
+        held = np.empty(shape, np.float32) if found is None else self._free.pop(found)
+        lent = held[...]  # dies with the tensor's storage, which returns the memory
+        weakref.finalize(lent, self._take_back, held).atexit = False
+        return torch.from_numpy(lent)
+
+    def _take_back(self, held: np.ndarray) -> None:
+        self._free.append(held)
+        del self._free[: -self.KEPT]
+
+
+_buffers = _Buffers()
 
 
 def library() -> native.Library | native.Unavailable:
@@ -174,7 +205,7 @@ def _network_backward(
 ) -> Tensor:
     """Return the gradient of `weights` [cells, P]: exact zeros for cells without live samples."""
     order, start = _sort(cell, len(weights), live)
-    grad = torch.empty_like(weights)
+    grad = _buffers.empty_like(weights)
     _function("kilo_network_backward")(
         shape.hidden, shape.position_frequencies, shape.direction_frequencies,
         _floats(weights), len(weights), _ints(order), _ints(start), _floats(local),
@@ -237,19 +268,19 @@ class _Render(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_rgb, d_transmittance, d_depth, d_features):
+    def backward(ctx, *gradients):
+        d_rgb, d_transmittance, d_depth, d_features = (g.contiguous() for g in gradients)
         weights, head, directions, raw, z, *fields = ctx.saved_tensors
         samples = Samples(*fields)
         rays, cells = len(samples.ray_start) - 1, len(weights)
         d_raw, d_z = torch.empty_like(raw), torch.empty_like(z)
-        d_head = torch.empty_like(head) if ctx.feature_rays else None
+        d_head = _buffers.empty_like(head) if ctx.feature_rays else None
         live = torch.empty(len(raw), dtype=torch.uint8)
         _function("kilo_composite_backward")(
             rays, _longs(samples.ray_start), _floats(samples.distance), _ints(samples.cell),
             _floats(raw), ctx.shape.hidden, cells, ctx.feature_rays, _floats(z), _floats(head),
-            _floats(d_rgb.contiguous()), _floats(d_transmittance.contiguous()),
-            _floats(d_depth.contiguous()), _floats(d_features.contiguous()), _floats(d_raw),
-            _floats(d_z), _floats(d_head), _bytes(live), native.threads(),
+            _floats(d_rgb), _floats(d_transmittance), _floats(d_depth), _floats(d_features),
+            _floats(d_raw), _floats(d_z), _floats(d_head), _bytes(live), native.threads(),
         )  # fmt: skip
         d_weights = _network_backward(
             weights, ctx.shape, samples.cell, samples.local, directions, samples.ray, d_raw, d_z,

@@ -44,8 +44,8 @@ def intersect_box(box: Tensor, origins: Tensor, directions: Tensor) -> tuple[Ten
 
 def locate(volume: Volume, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return cell row [n] (-1: none), flat voxel [n] and cell-local position [n, 3] of points."""
-    cells = torch.tensor(volume.cell_index.shape)
-    voxels = torch.tensor(volume.occupancy.shape)
+    cells = torch.tensor(volume.cell_index.shape, device=points.device)
+    voxels = torch.tensor(volume.occupancy.shape, device=points.device)
     extent = volume.box[1] - volume.box[0]
     in_voxels = (points - volume.box[0]) * (voxels / extent)
     voxel = in_voxels.floor().long().clamp_min(0).minimum(voxels - 1)
@@ -61,13 +61,14 @@ def march(volume: Volume, origins: Tensor, directions: Tensor, jitter: Tensor) -
     """Place samples at enter + (k + jitter) step and keep those in filled voxels."""
     near, far = intersect_box(volume.box, origins, directions)
     longest = torch.nan_to_num((far - near).amax(), nan=0.0).item() if len(near) else 0.0
-    steps = torch.arange(max(0, int(longest / volume.step) + 2), dtype=torch.float32)
+    device = origins.device
+    steps = torch.arange(max(0, int(longest / volume.step) + 2), dtype=torch.float32, device=device)
     distance = near[:, None] + (steps + jitter[:, None]) * volume.step
     points = origins[:, None] + distance[..., None] * directions[:, None]
     row, voxel, local = locate(volume, points)
     filled = volume.occupancy.flatten()[voxel.long()] > 0
     keep = (distance < far[:, None]) & filled & (row >= 0)
-    ray = torch.arange(len(origins), dtype=torch.int32)[:, None].expand_as(keep)
+    ray = torch.arange(len(origins), dtype=torch.int32, device=device)[:, None].expand_as(keep)
     ray_start = functional.pad(keep.sum(dim=1).cumsum(dim=0), (1, 0))
     return Samples(ray_start, ray[keep], row[keep], voxel[keep], distance[keep], local[keep])
 
@@ -99,11 +100,14 @@ def network(
     counts = torch.bincount(cell, minlength=len(weights))
     chunks = (counts + CHUNK - 1) // CHUNK
     first_chunk = chunks.cumsum(0) - chunks
-    rank = torch.arange(len(cell)) - (counts.cumsum(0) - counts)[cell[order].long()]
+    rank = (
+        torch.arange(len(cell), device=cell.device)
+        - (counts.cumsum(0) - counts)[cell[order].long()]
+    )
     slot = first_chunk[cell[order].long()] * CHUNK + rank  # a cell's samples fill its own chunks
 
     total = int(chunks.sum())
-    rows = torch.repeat_interleave(torch.arange(len(weights)), chunks)
+    rows = torch.repeat_interleave(chunks)
     inputs = torch.cat([local, directions], dim=1).to(weights.dtype)
     padded = inputs.new_zeros(total * CHUNK, 6).index_copy(0, slot, inputs[order])
     padded = padded.unflatten(0, (total, CHUNK))
@@ -128,7 +132,7 @@ def ray_weights(samples: Samples, density: Tensor) -> tuple[Tensor, Tensor, Tens
     """Return weight [s], transmittance before the sample [s] and behind the last one [r]."""
     ray = samples.ray.long()
     counts = samples.ray_start.diff()
-    rank = torch.arange(len(ray)) - samples.ray_start[ray]
+    rank = torch.arange(len(ray), device=ray.device) - samples.ray_start[ray]
     width = int(counts.max()) if len(counts) else 0
     depth = functional.softplus(density.clamp(-RAW_LIMIT, RAW_LIMIT))
     padded = depth.new_zeros(len(counts), width + 1).index_put((ray, rank + 1), depth)

@@ -75,13 +75,13 @@ def render_pixels(
         ValueError: a pixel lies outside the image.
     """
     view = view_of(camera)
-    limit = torch.tensor([view.width, view.height])
+    limit = pixels.new_tensor([view.width, view.height])
     if ((pixels < 0) | (pixels >= limit)).any():
         raise ValueError(f"a pixel lies outside the image of {view.width} x {view.height}")
     if _implementation(gaussians, impl) == "torch":
         return RenderedPixels(*render_pixels_torch(gaussians, view, pixels, channels))
     plan = _project(view, gaussians, colors=False)
-    channels = channels.detach().contiguous()
+    channels, pixels = channels.detach().contiguous(), pixels.contiguous()
     blended = torch.empty(len(pixels), channels.shape[1])
     transmittance = torch.empty(len(pixels))
     _kernel().pixels(
@@ -92,7 +92,7 @@ def render_pixels(
         native.pointer(plan.starts, torch.int64),
         native.pointer(plan.items, torch.int32),
         len(pixels),
-        native.pointer(pixels.contiguous(), torch.int64),
+        native.pointer(pixels, torch.int64),
         native.pointer(blended, torch.float32),
         native.pointer(transmittance, torch.float32),
         native.threads(),
@@ -100,11 +100,15 @@ def render_pixels(
     return RenderedPixels(blended, transmittance)
 
 
+def library() -> native.Library | native.Unavailable:
+    """The compiled kernel, or why there is none."""
+    return native.library("featdistill_raster", sources=[SOURCE])
+
+
 def _implementation(gaussians: Gaussians, impl: str) -> str:
     if impl == "auto" and gaussians.means.dtype != torch.float32:
         return "torch"
-    library = native.library("featdistill_raster", sources=[SOURCE])
-    return native.choose(impl, library, gaussians.means.device)
+    return native.choose(impl, library(), gaussians.means.device)
 
 
 class _View(ctypes.Structure):
@@ -132,10 +136,10 @@ class _Kernel:
 
 
 def _kernel() -> _Kernel:
-    library = native.library("featdistill_raster", sources=[SOURCE])
-    if isinstance(library, native.Unavailable):
-        raise RuntimeError(library.reason)
-    return _functions(library)
+    built = library()
+    if isinstance(built, native.Unavailable):
+        raise RuntimeError(built.reason)
+    return _functions(built)
 
 
 @functools.cache
@@ -273,6 +277,7 @@ class _NativeRender(torch.autograd.Function):
             d_planes[held:] = d_more
         if d_transmittance is None:
             d_transmittance = torch.zeros_like(transmittance)
+        d_transmittance = d_transmittance.contiguous()
         moments = torch.empty(len(plan.items), MOMENTS + extra)
         d_raw = Gaussians(*(torch.empty_like(tensor) for tensor in raw))
         d_channels = torch.empty_like(channels) if ctx.needs_input_grad[6] else None
@@ -291,7 +296,7 @@ class _NativeRender(torch.autograd.Function):
             native.pointer(transmittance, torch.float32),
             native.pointer(d_planes, torch.float32),
             held,
-            native.pointer(d_transmittance.contiguous(), torch.float32),
+            native.pointer(d_transmittance, torch.float32),
             native.pointer(moments, torch.float32),
             *_raw_pointers(d_raw),
             native.pointer(d_channels, torch.float32),

@@ -11,18 +11,21 @@ call of a native kernel (`kilo`) or its torch twin (`kilo_torch`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from featdistill.cameras import Cameras
+from featdistill.cameras import Cameras, Rays
 from featdistill.models import kilo, kilo_torch, occupancy
 from featdistill.models.kilo_layout import NetworkShape, RayOutputs, Volume
 from featdistill.student_config import StudentConfig
 
 INIT_GAIN = 0.7
 """Factor on He's uniform bound: at 1.0 the first pictures are saturated."""
+
+
+TWIN_CHUNK = 8192
 
 
 class Student(nn.Module):
@@ -208,7 +211,12 @@ def query(
 
 
 def render_image(
-    student: Student, camera: Cameras, *, stop_transmittance: float = 0.01, impl: str = "auto"
+    student: Student,
+    camera: Cameras,
+    *,
+    stop_transmittance: float = 0.01,
+    chunk: int | None = None,
+    impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Render the picture of a single view without gradients.
 
@@ -217,6 +225,8 @@ def render_image(
         camera: One view.
         stop_transmittance: A ray ends where less light than this passes; the rest of it counts as
             transmitted.
+        chunk: Rays at a time, which bounds the memory; None is the whole view for the kernel and
+            8,192 for its twin.
         impl: "auto", "cpu" or "torch".
 
     Returns:
@@ -226,22 +236,27 @@ def render_image(
         raise ValueError(f"render_image takes one view, not {len(camera)}")
     rays = camera.image_rays(0)
     size = (camera.height, camera.width)
+    fast = kilo.available(impl, student.weights.device)
     with torch.no_grad():
-        if kilo.available(impl, student.weights.device):
-            rgba, depth = kilo.render_image(
-                student.weights, student.shape, student.volume, *rays, stop_transmittance
-            )
-        else:
-            rgba, depth = _render_by_twin(student, *rays)
+        parts = []
+        for o, d in _blocks(rays, chunk or (len(rays.origins) if fast else TWIN_CHUNK)):
+            if fast:
+                part = kilo.render_image(
+                    student.weights, student.shape, student.volume, o, d, stop_transmittance
+                )
+            else:
+                part = _render_by_twin(student, o, d)
+            parts.append(part)
+    rgba, depth = (torch.cat(column) for column in zip(*parts, strict=True))
     return rgba.reshape(*size, 4), depth.reshape(size)
 
 
+def _blocks(rays: Rays, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
+    pairs = zip(rays.origins.split(chunk), rays.directions.split(chunk), strict=True)
+    return ((o.contiguous(), d.contiguous()) for o, d in pairs)
+
+
 def _render_by_twin(student: Student, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Render all samples of all rays, in blocks that bound the memory."""
-    parts = [
-        render_rays(student, o.contiguous(), d.contiguous(), impl="torch")
-        for o, d in zip(origins.split(8192), directions.split(8192), strict=True)
-    ]
-    rgb = torch.cat([part.rgb for part in parts])
-    opacity = 1.0 - torch.cat([part.transmittance for part in parts])
-    return torch.cat([rgb, opacity[:, None]], dim=1), torch.cat([part.depth for part in parts])
+    """Render all samples of some rays; no ray ends early."""
+    out = render_rays(student, origins, directions, impl="torch")
+    return torch.cat([out.rgb, 1.0 - out.transmittance[:, None]], dim=1), out.depth

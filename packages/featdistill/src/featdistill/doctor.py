@@ -1,0 +1,38 @@
+"""What this thread needs of a machine, beyond the core's checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from loom.doctor import Check, Finding
+from loom.native import Library, Unavailable
+
+
+def checks() -> Sequence[Check]:
+    """The thread's own checks."""
+    return (
+        Check("kernel: field", lambda: _kernel("field")),
+        Check("kernel: raster", lambda: _kernel("raster")),
+        Check("kernel: student", lambda: _kernel("kilo")),
+        Check("gsplat (GPU teacher)", _gsplat),
+    )
+
+
+def _kernel(name: str) -> Finding:
+    from importlib import import_module
+
+    found: Library | Unavailable = import_module(f"featdistill.models.{name}").library()
+    if isinstance(found, Library):
+        return Finding("ok", f"{found.isa}, {found.path}", "")
+    return Finding(
+        "warn",
+        f"the torch twin is used, which is slower: {found.reason}",
+        "install a C++ compiler: apt install g++",
+    )
+
+
+def _gsplat() -> Finding:
+    if find_spec("gsplat") is None:
+        return Finding("ok", "not installed; the teacher renders on the CPU", "")
+    return Finding("ok", "installed; impl=gsplat renders on a GPU", "")

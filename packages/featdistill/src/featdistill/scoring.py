@@ -1,0 +1,159 @@
+"""What commands say of results: scores as text, gates, and what is wrong with a run's pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from loom.config import resolve
+from loom.drawing import print_table
+from loom.errors import UserError
+from loom.evaluation.images import PictureDistance
+from loom.evaluation.lpips import Lpips
+from loom.files import read_json
+from loom.gates import GateResult
+
+from featdistill.assess import (
+    STOPPED,
+    STUDENT_TEACHER,
+    gate_results,
+    newest_renders,
+    read_results,
+    score_rows,
+    stored_means,
+    write_teacher_views,
+)
+from featdistill.config import TrainConfig
+from featdistill.diagnose import diagnose_folders
+from featdistill.evaluate import compare, pipeline
+from featdistill.teacher_views import teacher_of
+
+GATE_MISSED = 3
+OTHER_SPLIT_VIEWS = 100
+
+
+def lpips_metric(weights: Path | None) -> PictureDistance | None:
+    """Load LPIPS where weights are given; None leaves it unevaluated."""
+    return None if weights is None else Lpips.from_files(weights).as_metric()
+
+
+def compare_folders(
+    folder: Path, references: Path, *, lpips_weights: Path | None, **options: Any
+) -> str:
+    """Score PNG files as they are; return the means as text. Options: see `evaluate.compare`."""
+    scores = compare(folder, references, lpips=lpips_metric(lpips_weights), **options)
+    return means_text({"frames": len(scores.frames), **scores.means})
+
+
+def score_renders(
+    render_dir: Path, teacher_renders: Path, *, lpips_weights: Path | None, **options: Any
+) -> str:
+    """Compose, score and record a render folder. Options: see `evaluate.pipeline`."""
+    metric = lpips_metric(lpips_weights)
+    result = pipeline(render_dir, teacher_renders, lpips=metric, **options)
+    return means_text({"frames": len(result.scores.frames), **result.means})
+
+
+def means_text(means: Mapping[str, float | int | None]) -> str:
+    """Return one line per score; what was not measured says so."""
+    width = max(map(len, means))
+    return "\n".join(
+        f"{name:<{width}}  {'not evaluated' if value is None else f'{value:.6g}'}"
+        for name, value in means.items()
+    )
+
+
+def print_judgement(run: Path) -> None:
+    """Print the scores and the gates of a run's last judgement."""
+    results = read_results(run)
+    print_scores(results)
+    print_gates(gate_results(stored_means(results[STUDENT_TEACHER])))
+
+
+def print_scores(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the mean scores of each judgement and of an empty picture."""
+    rows = score_rows(results)
+    columns = list(next(iter(rows.values())))
+    print_table(("", *columns), [(name, *row.values()) for name, row in rows.items()])
+
+
+def print_gates(results: Sequence[GateResult]) -> None:
+    """Print one row for each gate."""
+    print_table(("gate", ""), [(verdict_of(result), result.message) for result in results])
+
+
+def verdict_of(result: GateResult) -> str:
+    """Return passed, MISSED or not evaluated."""
+    if result.value is None:
+        return "not evaluated"
+    return "passed" if result.passed else "MISSED"
+
+
+def gate_code(path: Path) -> int:
+    """Hold stored scores against the gates and print each; return the exit code.
+
+    Args:
+        path: A run directory that was judged, or a JSON file of `eval pipeline`.
+    """
+    if path.is_dir():
+        results = read_results(path)
+        if STUDENT_TEACHER not in results:
+            raise UserError(f"{path} was not judged yet", hint=f"`featdistill eval run {path}`")
+        content = results[STUDENT_TEACHER]
+    else:
+        content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("means"), dict):
+        raise UserError(f"{path} holds no mean scores", hint="give a file of `eval pipeline`")
+    answers = gate_results(stored_means(content))
+    print_gates(answers)
+    return 0 if all(answer.passed for answer in answers) else GATE_MISSED
+
+
+def diagnose_run(run: Path, teacher_renders: Path | None, *, background: str, as_json: bool) -> str:
+    """Find out what is wrong with the pictures of a run, or of a render folder.
+
+    Args:
+        run: A run directory, also of a run that a gate stopped; or a render folder.
+        teacher_renders: The references; those of the run where it has some.
+        background: What transparent files are composed on.
+        as_json: Whether to return JSON.
+    """
+    renders, references = _pictures_of(run)
+    references = teacher_renders or references
+    if references is None:
+        raise UserError(
+            f"{run} has no references beside its pictures", hint="give --teacher-renders FOLDER"
+        )
+    with TemporaryDirectory() as scratch:
+        others = _other_splits(run, Path(scratch), background)
+        found = diagnose_folders(renders, references, background=background, other_splits=others)
+    if as_json:
+        return json.dumps(found.to_json(), indent=2)
+    return "\n".join([f"verdict: {found.verdict}", *found.lines()])
+
+
+def _other_splits(run: Path, scratch: Path, background: str) -> dict[str, Path]:
+    """Render what a run's teacher shows of the training views, to recognise a wrong split."""
+    if not (run / "run.json").is_file():
+        return {}
+    teacher = teacher_of(resolve(TrainConfig, run / "config.yaml").config.data)
+    count = min(len(teacher.training), OTHER_SPLIT_VIEWS)
+    write_teacher_views(teacher.gaussians, teacher.training[:count], scratch, background)
+    return {"train": scratch}
+
+
+def _pictures_of(run: Path) -> tuple[Path, Path | None]:
+    """Return a folder's renders and references: the last judgement's, or those left at a stop."""
+    if not (run / "run.json").is_file():
+        return run, None
+    renders = newest_renders(run)
+    if renders is not None:
+        return renders, run / "teacher"
+    if (run / STOPPED).is_dir():
+        return run / STOPPED / "student", run / STOPPED / "teacher"
+    raise UserError(
+        f"{run} has no pictures yet", hint=f"`featdistill eval run {run}` renders and scores them"
+    )

@@ -1,0 +1,121 @@
+"""The configuration of a teacher fit; defaults measured on the LEGO scene at 200x200."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from loom.config import Config
+from loom.gates import Gate
+from loom.schedule import Schedule
+from pydantic import Field
+
+from featdistill.config import Fraction, NonNegative, Positive
+
+
+class TeacherData(Config):
+    """The scene to fit."""
+
+    scene: Path | None = Field(None, description="NeRF-synthetic folder with transforms_*.json")
+    width: int | None = Field(None, ge=8, description="image width in pixels; null: as stored")
+
+
+class StartConfig(Config):
+    """The visual hull that the gaussians start from."""
+
+    resolution: int = Field(100, ge=4, description="voxels along the longest edge of the hull")
+    alpha: Fraction = Field(0.02, description="alpha above which a pixel belongs to the silhouette")
+    margin_px: int = Field(1, ge=0, description="pixels by which silhouettes are widened")
+    interior: Fraction = Field(
+        0.0, description="share of the gaussians inside the hull, for what it cannot carve"
+    )
+    opacity: Fraction = 0.5
+    scale: Positive = Field(0.6, description="standard deviation in units of the spacing")
+
+
+class LearningRates(Config):
+    """Adam's learning rate per kind of parameter, at the first step."""
+
+    means: Positive = 6e-3
+    log_scales: Positive = 6e-2
+    rotations: Positive = 1.2e-2
+    opacity_logits: Positive = 0.3
+    sh_constant: Positive = 0.15
+    sh_rest: Positive = 7.5e-3
+    final: Fraction = Field(0.03, description="rate at the last step as a share of the first")
+
+
+class TeacherTrain(Config):
+    """Steps and the optimiser."""
+
+    max_steps: int = Field(5_000, ge=1)
+    lr: LearningRates = LearningRates()
+    sh_from: Fraction = Field(0.08, description="share of the steps without view dependence")
+
+    def lr_at(self, step: int) -> dict[str, float]:
+        """Learning rate per group of the update after `step` completed ones."""
+        decay = self.lr.final ** (step / self.max_steps)
+        rates = {name: rate * decay for name, rate in self.lr.model_dump().items()}
+        del rates["final"]
+        if step < self.sh_from * self.max_steps:
+            rates["sh_rest"] = 0.0
+        return rates
+
+
+@dataclass(frozen=True)
+class GroupRate:
+    """The learning rate of one parameter group as a schedule."""
+
+    train: TeacherTrain
+    group: str
+
+    def at(self, step: int) -> float:
+        """The rate of the update after `step` completed ones."""
+        return self.train.lr_at(step)[self.group]
+
+
+class TeacherLossConfig(Config):
+    """Weights of the terms; each image stands on random backgrounds."""
+
+    l1: NonNegative = 0.8
+    l2: NonNegative = Field(2.0, description="in closed-form expectation over backgrounds")
+    dssim: NonNegative = Field(0.0, description="1 - SSIM over the padded 11x11 window")
+    opacity: NonNegative = Field(0.0, description="mean opacity: what is not needed dies")
+    scale: NonNegative = Field(0.0, description="mean size")
+
+
+class RelocationConfig(Config):
+    """When gaussians that are not seen move to where they are needed."""
+
+    interval: int = Field(100, ge=1)
+    begin: Fraction = 0.05
+    end: Fraction = 0.8
+    opacity: Fraction = Field(0.005, description="opacity below which a gaussian counts as dead")
+
+
+class TeacherEvaluation(Config):
+    """How often and on how many test frames a fit looks at itself."""
+
+    interval: int = Field(1_000, ge=1)
+    frames: int = Field(20, ge=1, description="frames spread evenly over the test views")
+
+
+class TeacherConfig(Config):
+    """Everything that `featdistill teacher fit` depends on."""
+
+    name: str = "teacher"
+    seed: int = Field(0, ge=0)
+    data: TeacherData = TeacherData()
+    gaussians: int = Field(20_000, ge=16, description="their number, constant over the run")
+    start: StartConfig = StartConfig()
+    train: TeacherTrain = TeacherTrain()
+    loss: TeacherLossConfig = TeacherLossConfig()
+    relocation: RelocationConfig = RelocationConfig()
+    evaluation: TeacherEvaluation = TeacherEvaluation()
+    gates: tuple[Gate, ...] = ()
+    log_interval: int = Field(50, ge=1)
+    checkpoint_interval: int = Field(1_000, ge=1)
+
+    def schedules(self) -> dict[str, Schedule]:
+        """Every value of the configuration that changes with the step."""
+        return {f"lr.{name}": GroupRate(self.train, name) for name in self.train.lr_at(0)}

@@ -1,0 +1,107 @@
+"""A teacher from the command line: fit it, find it, describe it, export it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from loom.checkpoint import Checkpoints, newest_folder
+from loom.config import resolve
+from loom.errors import UserError
+from loom.run import Run
+
+from featdistill.assess import assess_teacher, read_results
+from featdistill.data.ply import ply_of, read_ply, write_ply
+from featdistill.embedded import SCENE, embedded_scene
+from featdistill.features import gaussian_features
+from featdistill.figures import write_report
+from featdistill.gaussians import Gaussians
+from featdistill.scoring import print_scores
+from featdistill.teacher import fit_teacher, read_scene
+from featdistill.teacher_config import TeacherConfig
+
+
+def run_teacher(
+    source: Path | None,
+    overrides: Sequence[str] | None,
+    *,
+    scene: Path | None = None,
+    width: int | None = None,
+    max_steps: int | None = None,
+    directory: Path | None = None,
+    resume: bool = False,
+    archive: bool = False,
+) -> Path:
+    """Fit a teacher, score it on the test views, write the page; return the run directory."""
+    if resume and source is None and directory is not None:
+        source = directory if (directory / "config.yaml").is_file() else None
+    flags: dict[str, Any] = {
+        "data.scene": scene,
+        "data.width": width,
+        "train.max_steps": max_steps,
+    }
+    resolved = resolve(TeacherConfig, source, overrides, flags=flags)
+    if resolved.config.data.scene is None:
+        typer.echo(
+            f"[data] no scene given: fitting the embedded brick model in {SCENE} "
+            "(--scene FOLDER takes your own)"
+        )
+        flags["data.scene"] = embedded_scene(typer.echo)
+        resolved = resolve(TeacherConfig, source, overrides, flags=flags)
+    with Run.open(
+        "featdistill",
+        TeacherConfig,
+        resolved,
+        directory=directory,
+        resume=resume,
+        archive=archive,
+    ) as run:
+        gaussians, _ = fit_teacher(run.config, run)
+        if run.is_main:
+            _, test = read_scene(run.config, run)
+            assess_teacher(gaussians, test, run.dir, say=run.info)
+    if run.is_main:
+        print_scores(read_results(run.dir))
+        typer.echo(f"report: {write_report(run.dir)}")
+    return run.dir
+
+
+def export_teacher(source: Path, output: Path) -> str:
+    """Write the gaussians of a teacher run's newest checkpoint as PLY; say how many."""
+    folder = newest_folder(source)
+    state = Checkpoints(folder.parent).load(folder).state["model"]
+    fields = ("means", "log_scales", "rotations", "opacity_logits")
+    missing = [name for name in (*fields, "sh_constant", "sh_rest") if name not in state]
+    if missing:
+        raise UserError(
+            f"{folder} holds no gaussians ({', '.join(missing)} missing)",
+            hint="give the directory of a `teacher fit` run",
+        )
+    sh = torch.cat([state["sh_constant"], state["sh_rest"]], dim=1)
+    gaussians = Gaussians(*(state[name] for name in fields), sh)
+    write_ply(output, gaussians)
+    return f"{len(gaussians)} gaussians in {output}"
+
+
+def describe_teacher(path: Path) -> str:
+    """Say what is in a 3DGS file: number, extent, opacity, scale, features."""
+    ply = ply_of(path)
+    gaussians = read_ply(ply)
+    low, high = gaussians.means.amin(dim=0).tolist(), gaussians.means.amax(dim=0).tolist()
+    opacity = gaussians.opacities
+    unseen = (opacity < 0.02).float().mean()
+    scales = gaussians.scales.amax(dim=1)
+    features = gaussian_features(gaussians)
+    return "\n".join(
+        [
+            f"{ply}: {len(gaussians)} gaussians, {ply.stat().st_size / 2**20:.1f} MiB",
+            f"extent    x {low[0]:.3f} .. {high[0]:.3f}, y {low[1]:.3f} .. {high[1]:.3f}, "
+            f"z {low[2]:.3f} .. {high[2]:.3f}",
+            f"opacity   mean {opacity.mean():.3f}, {unseen:.1%} below 0.02",
+            f"scale     median {scales.median():.4f}, largest {scales.max():.4f} world units",
+            f"features  {features.shape[1]} per gaussian: f_dc, f_rest, opacity, log scale",
+        ]
+    )
