@@ -1,0 +1,1 @@
+"""Recorded episodes and traces: how they are read, written and made."""

@@ -1,0 +1,1 @@
+"""World models: distributions, the two kinds of dynamics (RSSM and VTA), and what they predict."""

@@ -1,0 +1,132 @@
+"""The recurrent state-space model of DreamerV3: one deterministic and one discrete state per step.
+
+    h_t = GRU(h_{t-1}, [s_{t-1}, a_t])          a_t led to frame t
+    prior     p(s_t | h_t)
+    posterior q(s_t | h_t, e_t)                 e_t embeds frame t
+
+The loss pulls prior to posterior and, more weakly, posterior to prior, each free below one nat:
+`dyn KL(sg q || p) + rep KL(q || sg p)` (Hafner 2023, equation 5).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pinpad.models.distributions import categorical_kl, sample_one_hot, unimix
+from pinpad.models.dynamics import Rollout, Weighted
+from pinpad.models.layers import NormedGru, mlp, where_first
+
+
+@dataclass(frozen=True)
+class RssmSettings:
+    """Sizes and weights of an RSSM."""
+
+    deter: int = 128
+    variables: int = 8
+    classes: int = 8
+    hidden: int = 128
+    unimix: float = 0.01
+    free_nats: float = 1.0
+    dyn_scale: float = 0.5
+    rep_scale: float = 0.1
+
+
+class RssmState(NamedTuple):
+    """A state: `deter` (..., deter) and one-hot `stoch` (..., variables * classes)."""
+
+    deter: Tensor
+    stoch: Tensor
+
+
+class Rssm(nn.Module):
+    """Discrete latent dynamics without boundaries."""
+
+    def __init__(self, embedding: int, actions: int, settings: RssmSettings) -> None:
+        """Make the networks.
+
+        Args:
+            embedding: Width of a frame's embedding.
+            actions: Number of actions, given one-hot.
+            settings: Sizes and weights.
+        """
+        super().__init__()
+        self.settings = settings
+        self.stoch_dim = settings.variables * settings.classes
+        self.feature_dim = settings.deter + self.stoch_dim
+        self.enter = mlp(self.stoch_dim + actions, [settings.hidden])
+        self.cell = NormedGru(settings.hidden, settings.deter)
+        self.prior = mlp(settings.deter, [settings.hidden], self.stoch_dim)
+        self.posterior = mlp(settings.deter + embedding, [settings.hidden], self.stoch_dim)
+
+    def feature(self, state: RssmState) -> Tensor:
+        """Return both parts of states side by side."""
+        return torch.cat(state, -1)
+
+    def observe(
+        self,
+        embedding: Tensor,
+        action: Tensor,
+        is_first: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Rollout[RssmState]:
+        """Filter windows.
+
+        Args:
+            embedding: (t, b, e) of the frames.
+            action: (t, b, a) one-hot, the action that led to each frame.
+            is_first: (t, b) bool, where an episode begins; each window's first frame counts so.
+            generator: Draws the latents.
+        """
+        steps, batch = is_first.shape
+        state = self._zeros(batch, embedding)
+        states, posteriors = [], []
+        for t in range(steps):
+            first = is_first[t] if t else torch.ones_like(is_first[t])
+            stoch, deter = where_first(first, state.stoch), where_first(first, state.deter)
+            deter = self._advance(deter, stoch, where_first(first, action[t]))
+            posterior = self._latent(self.posterior(torch.cat([deter, embedding[t]], -1)))
+            state = RssmState(deter, sample_one_hot(posterior, generator).flatten(-2))
+            states.append(state)
+            posteriors.append(posterior)
+        both = RssmState(*(torch.stack(part) for part in zip(*states, strict=True)))
+        posterior = torch.stack(posteriors)
+        prior = self._latent(self.prior(both.deter))
+        return self._rollout(both, posterior, prior)
+
+    def imagine(
+        self, state: RssmState, action: Tensor, generator: torch.Generator | None = None
+    ) -> RssmState:
+        """Return states (b, ...) after actions (b, a), drawn from the prior."""
+        deter = self._advance(state.deter, state.stoch, action)
+        prior = self._latent(self.prior(deter))
+        return RssmState(deter, sample_one_hot(prior, generator).flatten(-2))
+
+    def _advance(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
+        return self.cell(self.enter(torch.cat([stoch, action], -1)), deter)
+
+    def _latent(self, logits: Tensor) -> Tensor:
+        """Return (..., variables, classes) log-probabilities."""
+        shape = (self.settings.variables, self.settings.classes)
+        return unimix(logits.unflatten(-1, shape), self.settings.unimix)
+
+    def _zeros(self, batch: int, like: Tensor) -> RssmState:
+        zeros = torch.zeros(batch, self.settings.deter + self.stoch_dim, device=like.device)
+        return RssmState(*zeros.split([self.settings.deter, self.stoch_dim], -1))
+
+    def _rollout(self, state: RssmState, posterior: Tensor, prior: Tensor) -> Rollout[RssmState]:
+        free, weights = self.settings.free_nats, self.settings
+        dyn = categorical_kl(posterior.detach(), prior)
+        rep = categorical_kl(posterior, prior.detach())
+        return Rollout(
+            feature=self.feature(state),
+            state=state,
+            losses={
+                "dyn": Weighted(functional.relu(dyn - free).mean() + free, weights.dyn_scale),
+                "rep": Weighted(functional.relu(rep - free).mean() + free, weights.rep_scale),
+            },
+            surprise=dyn.detach(),
+            metrics={"kl": dyn.detach().mean()},
+        )

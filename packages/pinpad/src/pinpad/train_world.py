@@ -1,0 +1,196 @@
+"""Train a world model on recorded episodes, and ask whether it knows what happens next.
+
+The loss is 3 image + reward + dyn + rep, and the boundary terms of a VTA.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from loom.errors import UserError
+from loom.evaluation.statistics import Undefined
+from loom.loop import Every, FitResult, Losses, Shard, Term, TrainState, fit
+from loom.run import Run
+from loom.update import Precision
+from torch import Tensor
+from torch.nn import functional
+
+from pinpad.boundary.matching import average_precision
+from pinpad.config import WorldConfig
+from pinpad.data.collect import record_episodes
+from pinpad.data.episodes import Episode, episode_files, read_episode
+from pinpad.data.players import parse_mix
+from pinpad.data.windows import Windows, WindowSampler
+from pinpad.envs.layouts import MOVES
+from pinpad.models.world import Seen, WorldModel, WorldSettings, squared_error
+
+CONTEXT, AHEAD = 10, 15
+"""Frames that are seen and frames that are predicted from actions alone in an evaluation."""
+EVALUATION_WINDOWS = 128
+_PRECISIONS: dict[int | str, Precision] = {16: "fp16", 32: "fp32", "bf16": "bf16"}
+
+
+def read_or_record(
+    folder: Path | None, config: WorldConfig, episodes: int, seed: int
+) -> list[Episode]:
+    """Return the episodes of a folder, or record scripted ones where there is none."""
+    if folder is not None:
+        return [read_episode(path) for path in episode_files(folder)]
+    mix = parse_mix(config.players)
+    return list(
+        record_episodes(
+            config.task, mix, episodes, length=config.time_limit, size=config.size, seed=seed
+        )
+    )
+
+
+def training_episodes(config: WorldConfig) -> list[Episode]:
+    """Return what the model learns from."""
+    count = max(1, config.prefill // config.time_limit)
+    return read_or_record(config.data, config, count, config.seed)
+
+
+def heldout_episodes(config: WorldConfig) -> list[Episode]:
+    """Return what the model is judged on."""
+    return read_or_record(config.heldout, config, config.heldout_episodes, config.seed + 1_000_003)
+
+
+def seen(windows: Windows) -> Seen:
+    """Return windows as tensors."""
+    frame = torch.from_numpy(windows.image).flatten(2).float() / 255
+    action = functional.one_hot(torch.from_numpy(windows.action), len(MOVES)).float()
+    return Seen(frame, action, torch.from_numpy(windows.reward), torch.from_numpy(windows.is_first))
+
+
+def new_model(config: WorldConfig, pixels: int, generator: torch.Generator) -> WorldModel:
+    """Make a model whose weights follow from a generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        sizes = WorldSettings(image_scale=config.image_scale)
+        return WorldModel(pixels, len(MOVES), config.dynamics(), sizes)
+
+
+class Evaluation:
+    """Held-out windows: reconstruction, open-loop prediction, and the trivial answer beside them.
+
+    With the frames in view almost any model tells a reward; whether it can be planned with shows in
+    open loop, where only actions are known.
+    """
+
+    def __init__(self, episodes: Sequence[Episode], config: WorldConfig) -> None:
+        """Choose the windows, half of them with a reward if there is any."""
+        sampler = WindowSampler(
+            episodes,
+            batch_size=EVALUATION_WINDOWS,
+            batch_length=CONTEXT + AHEAD,
+            reward_windows=0.5,
+            seed=config.seed,
+        )
+        self.seen = seen(sampler.batch(0))
+
+    def __call__(self, model: torch.nn.Module) -> dict[str, float | None]:
+        """Return the figures of a model."""
+        if not isinstance(model, WorldModel):
+            raise TypeError(f"{type(model).__name__} is no world model")
+        generator = torch.Generator().manual_seed(0)
+        frame, reward = self.seen.frame, self.seen.reward
+        rollout = model.rollout(self.seen, generator)
+        copied = squared_error(frame[:-1], frame[1:])[CONTEXT - 1 :].mean()
+        state = type(rollout.state)(*(part[CONTEXT - 1] for part in rollout.state))
+        imagined = []
+        for t in range(CONTEXT, CONTEXT + AHEAD):
+            state = model.dynamics.imagine(state, self.seen.action[t], generator)
+            imagined.append(model.dynamics.feature(state))
+        ahead = torch.stack(imagined)
+        rebuilt = squared_error(model.predicted_frame(rollout.feature), frame)[CONTEXT:].mean()
+        found: dict[str, float | None] = {
+            "metric/reconstruction_error": float(rebuilt),
+            "baseline/copy_last/reconstruction_error": float(copied),
+            "metric/one_step_error": float(
+                squared_error(model.predicted_frame(ahead[0]), frame[CONTEXT]).mean()
+            ),
+            "metric/reward_ap_open_loop": _reward_ap(
+                model.predicted_reward(ahead), reward[CONTEXT:]
+            ),
+            "metric/reward_ap_posterior": _reward_ap(
+                model.predicted_reward(rollout.feature[CONTEXT:]), reward[CONTEXT:]
+            ),
+            "metric/surprise_nats": float(rollout.surprise[CONTEXT:].mean()),
+        }
+        for name in ("boundary_ratio", "forced_share"):
+            if name in rollout.metrics:
+                found[f"metric/{name}"] = float(rollout.metrics[name])
+        return found
+
+
+def _reward_ap(predicted: Tensor, reward: Tensor) -> float | None:
+    value = average_precision(predicted.flatten().numpy(), reward.flatten().numpy() > 0)
+    return None if isinstance(value, Undefined) else value
+
+
+def train_world(config: WorldConfig, run: Run[WorldConfig]) -> tuple[WorldModel, FitResult]:
+    """Learn, writing records and checkpoints into the run's directory."""
+    episodes, heldout = training_episodes(config), heldout_episodes(config)
+    frames = sum(map(len, episodes))
+    run.info(f"[data] {len(episodes)} episodes, {frames:,} frames; {len(heldout)} held out")
+    sampler = WindowSampler(
+        episodes,
+        batch_size=config.batch_size,
+        batch_length=config.batch_length,
+        reward_windows=config.reward_windows,
+        seed=config.seed,
+    )
+    pixels = int(np.prod(sampler.image.shape[1:]))
+    if heldout[0].image[0].size != pixels:
+        raise UserError(
+            f"held-out frames are {heldout[0].image.shape[1:]}, those learnt from "
+            f"{sampler.image.shape[1:]}",
+            hint="collect both with the same size",
+        )
+    model = new_model(config, pixels, run.generator("model"))
+    model.fit_pixels(*_pixel_statistics(sampler.image))
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.model_lr, eps=1e-8)
+    draws = run.generator("latents")
+    state = TrainState(model, optimizer, generators={"latents": draws})
+
+    def batch(step: int, shard: Shard) -> Seen:
+        return seen(sampler.batch(step, shard))
+
+    def loss(model: torch.nn.Module, data: Seen, step: int) -> Losses:
+        if not isinstance(model, WorldModel):
+            raise TypeError(f"{type(model).__name__} is no world model")
+        parts, rollout = model.losses(data, draws)
+        return Losses(
+            {name: Term(part.value, part.weight) for name, part in parts.items()},
+            {f"train/{name}": value for name, value in rollout.metrics.items()},
+        )
+
+    result = fit(
+        run,
+        state,
+        steps=config.updates,
+        batch=batch,
+        loss=loss,
+        lr=lambda step: config.model_lr,
+        evaluate=Every(config.eval_every, Evaluation(heldout, config)),
+        gates=config.gates,
+        clip_norm=config.grad_clip,
+        precision=_PRECISIONS[config.precision],
+        log_interval=config.log_every,
+        checkpoint_interval=config.eval_every,
+    )
+    return model, result
+
+
+def _pixel_statistics(image: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of each pixel of frames in [0, 1]."""
+    flat = image.reshape(len(image), -1)
+    total, squares = np.zeros(flat.shape[1]), np.zeros(flat.shape[1])
+    for part in np.array_split(flat, max(1, len(flat) // 4096)):  # bounds the memory
+        values = part / 255
+        total += values.sum(0)
+        squares += (values**2).sum(0)
+    mean = total / len(flat)
+    std = np.sqrt(np.maximum(squares / len(flat) - mean**2, 0))
+    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
