@@ -24,10 +24,7 @@ def cpu_seconds(command: list[str]) -> float:
     subprocess.run(command, check=True, capture_output=True)
     after = os.times()
     return (
-        after.children_user
-        - before.children_user
-        + after.children_system
-        - before.children_system
+        after.children_user - before.children_user + after.children_system - before.children_system
     )
 
 
