@@ -45,3 +45,124 @@ def overlay_render(
 
     render(picture, path, output, path_only=path_only)
     typer.echo(f"written to {output}")
+
+
+paths = typer.Typer(help="Paths from vision-language models.", no_args_is_help=True)
+app.add_typer(paths, name="paths")
+
+Frames = Annotated[
+    Path, typer.Argument(metavar="FRAMES", help="Folder of TASK/episode_NN/frames/frame_NNNN.png.")
+]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task; repeatable.")]
+DialectOption = Annotated[str, typer.Option(help="hamster, peek or qwen.")]
+SpaceOption = Annotated[
+    str | None, typer.Option("--coordinates", help="unit, permille or pixel, if not the default.")
+]
+
+
+@paths.command("generate")
+def paths_generate(
+    frames: Frames,
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of raw.jsonl.")],
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="hamster=URL or openai=URL,limit=N; repeatable."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="The server's name of the model.")] = "Hamster_dev",
+    dialect: DialectOption = "hamster",
+    coordinates: SpaceOption = None,
+    task: Tasks = None,
+    instruction: Annotated[
+        list[str] | None, typer.Option(help="TASK=TEXT; repeatable. RoboTwin's six are known.")
+    ] = None,
+    stride: Annotated[int, typer.Option(min=1, help="Ask for every N-th frame only.")] = 1,
+    only_first: Annotated[
+        bool, typer.Option("--only-first", help="Ask for the first frame of each episode only.")
+    ] = False,
+    max_tokens: Annotated[int | None, typer.Option(min=16, help="Of the first answer.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for one call.")] = 120.0,
+    retries: Annotated[int, typer.Option(min=0, help="After failed calls of one frame.")] = 3,
+    reasks: Annotated[int, typer.Option(min=0, help="After unreadable answers.")] = 2,
+    give_up: Annotated[
+        float, typer.Option(min=0, help="Seconds without any endpoint that end the run.")
+    ] = 300.0,
+) -> None:
+    """Ask model servers for the path of every frame; the same command goes on where it stopped."""
+    from maniflow_overlay.paths.server_commands import generate_command
+
+    generate_command(
+        frames,
+        folder,
+        endpoints=endpoint or [],
+        model=model,
+        dialect=dialect,
+        coordinates=coordinates,
+        tasks=task or [],
+        instructions=instruction or [],
+        stride=stride,
+        only_first=only_first,
+        max_tokens=max_tokens,
+        timeout_s=timeout,
+        retries=retries,
+        reasks=reasks,
+        give_up_s=give_up,
+    )
+
+
+@paths.command("parse")
+def paths_parse(
+    source: Annotated[
+        Path, typer.Argument(help="Folder with raw.jsonl, or of TASK/episode_NN/raw_outputs.")
+    ],
+    output: Annotated[Path, typer.Argument(help="paths.jsonl to write.")],
+    dialect: DialectOption = "hamster",
+    coordinates: SpaceOption = None,
+    size: Annotated[str, typer.Option(help="Of the frames; needed for text files.")] = "320x240",
+    hold: Annotated[
+        Path | None,
+        typer.Option(help="Folder of frames: each gets the last usable path of its episode."),
+    ] = None,
+) -> None:
+    """Read the paths out of kept answers, again and without a GPU."""
+    from maniflow_overlay.paths.answer_commands import parse_command
+
+    parse_command(source, output, dialect=dialect, coordinates=coordinates, size=size, frames=hold)
+
+
+@paths.command("import-pickles")
+def paths_import(
+    root: Annotated[Path, typer.Argument(help="Folder of TASK/episode_NN/paths/*.pkl.")],
+    output: Annotated[Path, typer.Argument(help="paths.jsonl to write.")],
+) -> None:
+    """Take over paths that lie as pickles; code in them is refused, never run."""
+    from maniflow_overlay.paths.answer_commands import import_command
+
+    import_command(root, output)
+
+
+@paths.command("report")
+def paths_report(
+    source: Annotated[Path, typer.Argument(help="paths.jsonl.")],
+) -> None:
+    """Count the frames by task and status."""
+    from maniflow_overlay.paths.answer_commands import report_command
+
+    report_command(source)
+
+
+@paths.command("serve-fake")
+def paths_serve_fake(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port.")] = 8000,
+    kind: Annotated[str, typer.Option(help="hamster or openai.")] = "hamster",
+    model: Annotated[str, typer.Option(help="The name that it answers to.")] = "Hamster_dev",
+    latency: Annotated[float, typer.Option(min=0, help="Seconds of one answer.")] = 0.1,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(help="KIND=SHARE of error, busy, drop, slow, cut, prose, garbage."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of answers and faults.")] = 0,
+) -> None:
+    """Serve made-up answers over real HTTP, with faults on demand, until Ctrl-C."""
+    from maniflow_overlay.paths.server_commands import serve_fake_command
+
+    serve_fake_command(port, kind, model, latency, fault or [], seed)
