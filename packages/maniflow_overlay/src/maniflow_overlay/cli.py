@@ -166,3 +166,128 @@ def paths_serve_fake(
     from maniflow_overlay.paths.server_commands import serve_fake_command
 
     serve_fake_command(port, kind, model, latency, fault or [], seed)
+
+
+data = typer.Typer(help="Episodes, frame stores and their paths.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+Episodes = Annotated[
+    Path, typer.Argument(metavar="EPISODES", help="RoboTwin 2.0's data folder (HDF5).")
+]
+Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a frame store.")]
+CameraOption = Annotated[str, typer.Option(help="head, left, right or front.")]
+SizeOption = Annotated[str, typer.Option(help="WIDTHxHEIGHT of the stored frames.")]
+
+
+@paths.command("oracle")
+def paths_oracle(
+    episodes: Episodes,
+    output: Annotated[Path, typer.Argument(help="paths.jsonl to write.")],
+    task: Tasks = None,
+    camera: CameraOption = "head",
+    tolerance: Annotated[float, typer.Option(min=0, help="Of the simplification.")] = 0.02,
+    noise: Annotated[float, typer.Option(min=0, help="Deviation of the points.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+) -> None:
+    """Write the path that the gripper took, projected into every frame."""
+    from maniflow_overlay.data.commands import oracle_command
+
+    oracle_command(
+        episodes, output, task or [], camera, tolerance=tolerance, noise=noise, seed=seed
+    )
+
+
+@data.command("synth")
+def data_synth(
+    folder: Annotated[Path, typer.Argument(help="Where to write them.")],
+    task: Annotated[list[str] | None, typer.Option("--task", help="Repeatable.")] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Of each task.")] = 2,
+    layout: Annotated[str, typer.Option(help="old (to 2026-08) or new.")] = "old",
+    seed: Annotated[int, typer.Option(min=0, help="Of the motions.")] = 0,
+) -> None:
+    """Make up episodes and write them as RoboTwin 2.0 does."""
+    from maniflow_overlay.data.commands import synth_command
+
+    synth_command(folder, task or ["click_bell"], episodes, layout, seed)
+
+
+@data.command("extract-frames")
+def data_extract(
+    episodes: Episodes,
+    output: Annotated[Path, typer.Argument(help="Folder for TASK/episode_NN/frames.")],
+    task: Tasks = None,
+    camera: CameraOption = "head",
+) -> None:
+    """Write the pictures of episodes as PNG files, for `paths generate`."""
+    from maniflow_overlay.data.commands import extract_command
+
+    extract_command(episodes, output, task or [], camera)
+
+
+@data.command("convert")
+def data_convert(
+    episodes: Episodes,
+    store: Store,
+    task: Tasks = None,
+    camera: CameraOption = "head",
+    size: SizeOption = "224x224",
+) -> None:
+    """Convert episodes to a frame store; the same command goes on where it was interrupted."""
+    from maniflow_overlay.data.commands import convert_command
+
+    convert_command(episodes, store, task or [], camera, size)
+
+
+@data.command("import-zarr")
+def data_import(
+    zarr: Annotated[Path, typer.Argument(help="RoboTwin 1.0 or notes' store.")],
+    store: Store,
+    task: Annotated[str, typer.Option(help="Name for its episodes.")] = "imported",
+    size: SizeOption = "224x224",
+) -> None:
+    """Convert a zarr store to a frame store; a missing chunk is refused."""
+    from maniflow_overlay.data.commands import import_command
+
+    import_command(zarr, store, task, size)
+
+
+@data.command("export-zarr")
+def data_export(
+    store: Store,
+    output: Annotated[Path, typer.Argument(help="Folder NAME.zarr to make.")],
+    raw: Annotated[bool, typer.Option("--raw", help="Without the paths.")] = False,
+    as_bytes: Annotated[
+        bool, typer.Option("--uint8", help="Bytes instead of the notes' float32.")
+    ] = False,
+) -> None:
+    """Write a frame store in the notes' zarr layout, paths drawn in."""
+    from maniflow_overlay.data.commands import export_command
+
+    export_command(store, output, raw=raw, as_bytes=as_bytes)
+
+
+@data.command("attach-paths")
+def data_attach(
+    store: Store,
+    paths: Annotated[Path, typer.Argument(help="paths.jsonl.")],
+) -> None:
+    """Draw paths into layers of a frame store."""
+    from maniflow_overlay.data.commands import attach_command
+
+    attach_command(store, paths)
+
+
+@data.command("inspect")
+def data_inspect(store: Store) -> None:
+    """Say what a frame store holds."""
+    from maniflow_overlay.data.commands import inspect_command
+
+    inspect_command(store)
+
+
+@data.command("verify")
+def data_verify(store: Store) -> None:
+    """Read a frame store whole and hold it against its check sums."""
+    from maniflow_overlay.data.commands import verify_command
+
+    verify_command(store)

@@ -40,10 +40,10 @@ class SparseLayer:
             raise ValueError(
                 f"a layer of {self.width}x{self.height} over an image of shape {image.shape}"
             )
-        flat = image.reshape(-1, 3)
-        if not np.shares_memory(flat, image):
-            raise ValueError("the image must be contiguous: it is changed in place")
-        flat[self.index] = self.value
+        if not image.flags.c_contiguous or image.dtype != np.uint8:
+            raise ValueError("the image must be contiguous uint8: it is changed in place")
+        # Three bytes as one item: half the time of an (n, 3) assignment.
+        image.reshape(-1).view("V3")[self.index] = self.value.reshape(-1).view("V3")
         return image
 
 

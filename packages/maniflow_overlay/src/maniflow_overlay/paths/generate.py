@@ -86,7 +86,8 @@ def generate(
             say=say,
         )
         before = generation.count_done(frames)
-        progress.update(before)
+        if before:
+            progress.update(before)
         try:
             outcome = asyncio.run(generation.run(frames))
         finally:

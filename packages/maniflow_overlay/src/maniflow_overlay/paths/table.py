@@ -159,13 +159,9 @@ def _reread(event: dict, questions: dict[str, dict], folder: Path) -> ParsedAnsw
 
 
 def _best(key: FrameKey, answers: Sequence[ParsedAnswer]) -> PathRow:
-    """Prefer the last whole answer, then the last with any path, then the last."""
-    ranks = [
-        2 if answer.status in (Status.OK, Status.REPAIRED) else int(answer.path is not None)
-        for answer in answers
-    ]
-    best = max(range(len(answers)), key=lambda number: (ranks[number], number))
-    answer = answers[best]
+    """Prefer the last answer with a path; a whole one is always the last of its frame."""
+    usable = [answer for answer in answers if answer.path is not None]
+    answer = (usable or answers)[-1]
     return PathRow(key, answer.status, answer.path, answer.repairs, answer.mask)
 
 
