@@ -1,0 +1,168 @@
+"""The drawn paths of a frame store, apart from its frames: one sparse layer per row.
+
+    paths/layers.bin     per row: n pixel numbers (uint32), then n RGB values (uint8)
+    paths/offset.i64     (rows + 1,) where each row's part begins
+    paths/status.json    version, size, where the paths come from, check sums, counts by status
+
+One store therefore serves every way of training: without paths, on the first picture, on the
+current one, over the picture or beside it. A row without a usable path has an empty layer.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from loom.errors import UserError
+from loom.files import explained, read_json, sha256_file, write_atomic, write_json
+
+from maniflow_overlay.data.frame_store import FrameStore
+from maniflow_overlay.gripper_path import GripperPath
+from maniflow_overlay.overlay.layers import SparseLayer, covered_by
+
+VERSION = 1
+FOLDER, LAYERS, OFFSET, STATUS = "paths", "layers.bin", "offset.i64", "status.json"
+_PIXEL_BYTES = 7
+
+
+def write_layers(
+    store: FrameStore, paths: Sequence[GripperPath | None], statuses: Sequence[str], source: str
+) -> dict[str, int]:
+    """Draw one path per row and write the layers.
+
+    Args:
+        store: Gets them.
+        paths: One per row, None where there is none.
+        statuses: One per row, for the counts.
+        source: Where the paths come from, kept as text.
+
+    Returns:
+        Rows by status.
+    """
+    if len(paths) != len(store) or len(statuses) != len(store):
+        raise ValueError(f"{len(paths)} paths for {len(store)} rows")
+    folder = store.folder / FOLDER
+    with explained(folder):
+        folder.mkdir(exist_ok=True)
+        (folder / STATUS).unlink(missing_ok=True)  # without it there are no layers
+    offset = np.zeros(len(store) + 1, "<i8")
+    last: tuple[GripperPath | None, bytes] = (None, b"")
+    temporary = folder / f".{LAYERS}.tmp"
+    with explained(temporary), temporary.open("wb") as stream:
+        for row, path in enumerate(paths):
+            if path != last[0]:  # held paths are drawn once
+                last = (path, _packed(path, store))
+            stream.write(last[1])
+            offset[row + 1] = offset[row] + len(last[1])
+        stream.flush()
+        os.fsync(stream.fileno())
+    with explained(folder):
+        temporary.replace(folder / LAYERS)
+    write_atomic(folder / OFFSET, offset.tobytes())
+    counts = dict(sorted(Counter(statuses).items()))
+    status = {
+        "version": VERSION,
+        "width": store.shape.width,
+        "height": store.shape.height,
+        "source": source,
+        "rows": counts,
+        "layers_sha256": sha256_file(folder / LAYERS),
+        "offset_sha256": sha256_file(folder / OFFSET),
+    }
+    write_json(folder / STATUS, status)
+    return counts
+
+
+def _packed(path: GripperPath | None, store: FrameStore) -> bytes:
+    if path is None:
+        return b""
+    layer = covered_by(path, store.shape.width, store.shape.height)
+    return layer.index.astype("<u4").tobytes() + layer.value.tobytes()
+
+
+class PathLayers:
+    """The layers of a store, opened for reading; can be pickled like the store."""
+
+    def __init__(self, store: FrameStore) -> None:
+        """Open the layers.
+
+        Raises:
+            UserError: The store has none, or they are damaged or of another size.
+        """
+        self._store = store
+        self.folder = store.folder / FOLDER
+        status = _read_status(self.folder, store)
+        self.counts: dict[str, int] = status["rows"]
+        self._offset = np.fromfile(self.folder / OFFSET, "<i8")
+        size = (self.folder / LAYERS).stat().st_size
+        steps = np.diff(self._offset)
+        sound = len(self._offset) == len(store) + 1 and self._offset[0] == 0
+        if (
+            not sound
+            or self._offset[-1] != size
+            or (steps < 0).any()
+            or (steps % _PIXEL_BYTES).any()
+        ):
+            raise UserError(f"{self.folder} is damaged", hint="run `data attach-paths` again")
+        self._descriptor = os.open(self.folder / LAYERS, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __reduce__(self) -> tuple[type[PathLayers], tuple[FrameStore]]:
+        return PathLayers, (self._store,)
+
+    def read(self, row: int) -> SparseLayer:
+        """Read the layer of a row."""
+        begin, end = self._offset[row : row + 2].tolist()
+        content = os.pread(self._descriptor, end - begin, begin)
+        count = len(content) // _PIXEL_BYTES
+        index = np.frombuffer(content, "<u4", count)
+        value = np.frombuffer(content, np.uint8, offset=4 * count).reshape(count, 3)
+        shape = self._store.shape
+        return SparseLayer(shape.width, shape.height, index, value)
+
+    def paint(self, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Draw each row's path into its image.
+
+        Args:
+            images: (n, H, W, 3) uint8 RGB, each contiguous; changed in place and returned.
+            rows: (n,) row numbers.
+        """
+        for image, row in zip(images, np.asarray(rows).tolist(), strict=True):
+            self.read(row).apply(image)
+        return images
+
+    def verify(self) -> list[str]:
+        """Return what differs from its check sum; empty is good."""
+        status = read_json(self.folder / STATUS)
+        named = {LAYERS: status["layers_sha256"], OFFSET: status["offset_sha256"]}
+        return [
+            f"{self.folder / name} is damaged"
+            for name, digest in named.items()
+            if sha256_file(self.folder / name) != digest
+        ]
+
+
+def _read_status(folder: Path, store: FrameStore) -> dict[str, Any]:
+    path = folder / STATUS
+    if not path.is_file():
+        raise UserError(
+            f"{store.folder} has no paths",
+            hint="add them: maniflow-overlay data attach-paths STORE PATHS.jsonl",
+        )
+    status = read_json(path)
+    needed = {"version", "width", "height", "rows", "layers_sha256", "offset_sha256"}
+    if not isinstance(status, dict) or not needed <= status.keys():
+        raise UserError(f"{path} is damaged", hint="run `data attach-paths` again")
+    if status["version"] != VERSION:
+        raise UserError(
+            f"{path}: version {status['version']!r}, this program reads {VERSION}",
+            hint="run `data attach-paths` again",
+        )
+    if (status["width"], status["height"]) != (store.shape.width, store.shape.height):
+        raise UserError(f"{path}: drawn for another size", hint="run `data attach-paths` again")
+    return status

@@ -1,0 +1,110 @@
+"""A drawn path as the pixels that it covers, so that drawing again is one scatter.
+
+A line of OpenCV without anti-aliasing covers a pixel or leaves it, and none of its colours is
+black: what is not black after drawing on black is the drawing, and `covered_by` is exact for every
+background. Where the drawing is scaled down with its picture, as the notes do (drawn at 320x240,
+trained at 224x224), covered and free pixels mix; then `difference` holds what changed against one
+picture, exact for that picture only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from maniflow_overlay.gripper_path import GripperPath
+from maniflow_overlay.overlay.drawing import draw_path_rgb
+
+
+@dataclass(frozen=True, eq=False)
+class SparseLayer:
+    """Pixels to set in a picture of one size.
+
+    Attributes:
+        width: Of the picture.
+        height: Of the picture.
+        index: (n,) uint32, row-major pixel numbers, ascending.
+        value: (n, 3) uint8, RGB.
+    """
+
+    width: int
+    height: int
+    index: np.ndarray
+    value: np.ndarray
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """Set the pixels in a contiguous (H, W, 3) uint8 RGB image, in place, and return it."""
+        if image.shape != (self.height, self.width, 3):
+            raise ValueError(
+                f"a layer of {self.width}x{self.height} over an image of shape {image.shape}"
+            )
+        if not image.flags.c_contiguous or image.dtype != np.uint8:
+            raise ValueError("the image must be contiguous uint8: it is changed in place")
+        # Three bytes as one item: half the time of an (n, 3) assignment.
+        image.reshape(-1).view("V3")[self.index] = self.value.reshape(-1).view("V3")
+        return image
+
+
+def covered_by(path: GripperPath, width: int, height: int) -> SparseLayer:
+    """Return the layer that equals drawing `path` into any picture of this size."""
+    on_black = draw_path_rgb(np.zeros((height, width, 3), np.uint8), path)
+    return _layer(on_black.max(axis=-1) > 0, on_black)
+
+
+def difference(raw: np.ndarray, drawn: np.ndarray) -> SparseLayer:
+    """Return the layer that turns `raw` into `drawn`, both (H, W, 3) uint8 RGB."""
+    if raw.shape != drawn.shape:
+        raise ValueError(f"images of shapes {raw.shape} and {drawn.shape}")
+    return _layer((raw != drawn).any(axis=-1), drawn)
+
+
+def _layer(mask: np.ndarray, drawn: np.ndarray) -> SparseLayer:
+    height, width = mask.shape
+    index = np.flatnonzero(mask)
+    return SparseLayer(width, height, index.astype(np.uint32), drawn.reshape(-1, 3)[index])
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStack:
+    """The layers of many pictures of one size, end to end.
+
+    Attributes:
+        width: Of the pictures.
+        height: Of the pictures.
+        offset: (layers + 1,) int64; layer k is `offset[k]:offset[k + 1]` of the arrays below.
+        index: (n,) uint32 pixel numbers.
+        value: (n, 3) uint8 RGB.
+    """
+
+    width: int
+    height: int
+    offset: np.ndarray
+    index: np.ndarray
+    value: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offset) - 1
+
+    def __getitem__(self, number: int) -> SparseLayer:
+        if not 0 <= number < len(self):
+            raise IndexError(f"layer {number} of {len(self)}")
+        part = slice(int(self.offset[number]), int(self.offset[number + 1]))
+        return SparseLayer(self.width, self.height, self.index[part], self.value[part])
+
+
+def stack(layers: Sequence[SparseLayer], width: int, height: int) -> LayerStack:
+    """Put layers of one size end to end."""
+    if any((layer.width, layer.height) != (width, height) for layer in layers):
+        raise ValueError(f"not all layers are {width}x{height}")
+    offset = np.zeros(len(layers) + 1, np.int64)
+    np.cumsum([len(layer.index) for layer in layers], out=offset[1:])
+    empty_index, empty_value = np.zeros(0, np.uint32), np.zeros((0, 3), np.uint8)
+    return LayerStack(
+        width,
+        height,
+        offset,
+        np.concatenate([empty_index, *(layer.index for layer in layers)]),
+        np.concatenate([empty_value, *(layer.value for layer in layers)]),
+    )

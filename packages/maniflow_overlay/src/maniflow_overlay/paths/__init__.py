@@ -1,0 +1,1 @@
+"""Paths from vision-language models: asking, keeping the answers, reading them."""
