@@ -89,10 +89,8 @@ class Evaluation:
         )
         self.seen = seen(sampler.batch(0))
 
-    def __call__(self, model: torch.nn.Module) -> dict[str, float | None]:
+    def __call__(self, model: WorldModel) -> dict[str, float | None]:
         """Return the figures of a model."""
-        if not isinstance(model, WorldModel):
-            raise TypeError(f"{type(model).__name__} is no world model")
         generator = torch.Generator().manual_seed(0)
         frame, reward = self.seen.frame, self.seen.reward
         rollout = model.rollout(self.seen, generator)
@@ -157,9 +155,7 @@ def train_world(config: WorldConfig, run: Run[WorldConfig]) -> tuple[WorldModel,
     def batch(step: int, shard: Shard) -> Seen:
         return seen(sampler.batch(step, shard))
 
-    def loss(model: torch.nn.Module, data: Seen, step: int) -> Losses:
-        if not isinstance(model, WorldModel):
-            raise TypeError(f"{type(model).__name__} is no world model")
+    def loss(model: WorldModel, data: Seen, step: int) -> Losses:
         parts, rollout = model.losses(data, draws)
         return Losses(
             {name: Term(part.value, part.weight) for name, part in parts.items()},
