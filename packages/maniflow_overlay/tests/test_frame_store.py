@@ -21,7 +21,7 @@ from maniflow_overlay.cli import app
 from maniflow_overlay.data import convert as converting
 from maniflow_overlay.data.convert import Rows, Source, convert
 from maniflow_overlay.data.frame_store import FRAMES, MANIFEST, STATE, FrameStore, StoreShape
-from maniflow_overlay.data.path_layers import FOLDER, LAYERS, STATUS, PathLayers
+from maniflow_overlay.data.path_layers import FOLDER, LAYERS, OFFSET, STATUS, PathLayers
 from maniflow_overlay.data.robotwin import find_episodes, read_episode
 from maniflow_overlay.data.synthetic import Scene, write_task
 from maniflow_overlay.overlay.drawing import draw_path_rgb
@@ -180,6 +180,9 @@ def test_a_conversion_goes_on_only_with_the_same_settings_and_sources(tmp_path):
     with pytest.raises(UserError, match="source0.txt has changed"):
         convert(made, folder, SHAPE, about=about)
     made = sources(tmp_path)
+    for name in (FRAMES, STATE):
+        with (folder / name).open("ab") as stream:
+            stream.write(b"part of an episode")
     assert convert(made, folder, SHAPE, about=about) == 2
     assert np.array_equal(FrameStore(folder).read_frames(np.arange(59)), content()[0])
     with pytest.raises(UserError, match="finished store"):
@@ -298,6 +301,11 @@ def test_layers_that_are_missing_or_damaged_are_refused(store):
     (folder / LAYERS).write_bytes(data)
     assert "layers.bin is damaged" in layers.verify()[0]
     (folder / LAYERS).write_bytes(data[:-7])
+    with pytest.raises(UserError, match="damaged"):
+        PathLayers(store)
+    (folder / LAYERS).write_bytes(data)
+    offset = np.fromfile(folder / OFFSET, "<i8")
+    (folder / OFFSET).write_bytes((offset + (np.arange(len(offset)) == 3)).tobytes())
     with pytest.raises(UserError, match="damaged"):
         PathLayers(store)
     status = json.loads((folder / STATUS).read_text(encoding="utf-8"))

@@ -189,6 +189,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_done(tmp_path
     assert sum(terminal(tmp_path / "out").values()) == 2
 
 
+@pytest.mark.bench
 def test_four_endpoints_are_kept_busy(tmp_path):
     frames = write_frames(tmp_path / "frames", {"click_bell": [20]})
     begin = time.process_time()

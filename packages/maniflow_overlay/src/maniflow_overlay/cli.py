@@ -291,3 +291,42 @@ def data_verify(store: Store) -> None:
     from maniflow_overlay.data.commands import verify_command
 
     verify_command(store)
+
+
+servers = typer.Typer(help="Model servers on this machine.", no_args_is_help=True)
+app.add_typer(servers, name="servers")
+
+ServerFolder = Annotated[Path, typer.Option("--folder", help="State and logs of the servers.")]
+SERVERS = Path("data/maniflow_overlay/servers")
+
+
+@servers.command("up")
+def servers_up(
+    command: Annotated[
+        str, typer.Option(help='As in "python server.py --port {port} --model-path MODEL".')
+    ],
+    gpus: Annotated[str, typer.Option(help="One server for each.")] = "0",
+    port: Annotated[int, typer.Option(min=1, max=65000, help="Of the first one.")] = 8000,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to load.")] = 600.0,
+    folder: ServerFolder = SERVERS,
+) -> None:
+    """Start one server per GPU and wait until all of them answer."""
+    from maniflow_overlay.paths.server_processes import up_command
+
+    up_command(folder, command, gpus, port, wait)
+
+
+@servers.command("status")
+def servers_status(folder: ServerFolder = SERVERS) -> None:
+    """Show the servers; exit code 1 unless all are ready."""
+    from maniflow_overlay.paths.server_processes import status_command
+
+    raise typer.Exit(0 if status_command(folder) else 1)
+
+
+@servers.command("down")
+def servers_down(folder: ServerFolder = SERVERS) -> None:
+    """Stop the servers with all their processes."""
+    from maniflow_overlay.paths.server_processes import down_command
+
+    down_command(folder)
