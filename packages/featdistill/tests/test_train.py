@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from featdistill import train as training
-from featdistill.config import DataSection, PruneSection, TrainConfig
+from featdistill.config import (
+    DataSection,
+    PhaseConfig,
+    PruneSection,
+    TrainConfig,
+    TrainSection,
+)
 from featdistill.features import FeatureScaling
 from featdistill.supervision import PointSampler, RaySampler, TeacherFrames, render_frames
 from featdistill.teacher_views import teacher_of
@@ -333,3 +339,17 @@ def test_rays_are_drawn_where_the_teacher_shows_something_and_just_around(teache
     flat = [2 * width * width + y * width + x for x, y in near]
     assert sorted(sampler.pixels.tolist()) == sorted(flat)
     assert torch.equal(drawn.origins.unique(dim=0), frames.cameras.centres[2:3])
+
+
+def test_nothing_is_pruned_before_the_student_has_learned():
+    class Seen:
+        def new_max_weight(self) -> Tensor:
+            return torch.zeros(2, 2, 2)
+
+    phases = [
+        {"name": "projector_warmup", "end_step": 50, "optimize": ("projector",)},
+        {"name": "joint", "end_step": 100, "optimize": ("student", "projector")},
+    ]
+    section = TrainSection(max_steps=100, phases=tuple(PhaseConfig(**p) for p in phases))
+    config = TrainConfig(train=section, prune=PruneSection(at=(0.12, 0.45, 0.8)))
+    assert training.Pruning(config, Seen(), None).at == {80}

@@ -99,7 +99,8 @@ class Pruning:
         self.threshold = config.prune.threshold
         self.max_weight = student.new_max_weight()
         steps = [int(share * config.train.max_steps) for share in config.prune.at]
-        self.at = frozenset(step for step in steps if step > config.train.image_start)
+        learning = max(config.train.image_start, config.train.student_start)
+        self.at = frozenset(step for step in steps if step > learning)
         self.begin = frozenset(step - config.prune.window for step in self.at)
 
     def after_update(self, completed: int) -> None:
