@@ -188,7 +188,7 @@ def kill_until_done(directory: Path, kills: int, seed: int) -> None:
 
     def work(target: str, resume: bool) -> None:
         def slow(step: int) -> None:
-            time.sleep(0.004)
+            time.sleep(0.005 * kills)  # so that there is a run left for the last kill
 
         state, _ = train(directory / target, resume=resume, checkpoint_interval=1, before_step=slow)
         torch.save(state.state_dict(), directory / f"{target}.pt")
