@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 from loom.doctor import Check, Finding
 from loom.native import Library, Unavailable
@@ -15,7 +14,6 @@ def checks() -> Sequence[Check]:
         Check("kernel: field", lambda: _kernel("field")),
         Check("kernel: raster", lambda: _kernel("raster")),
         Check("kernel: student", lambda: _kernel("kilo")),
-        Check("gsplat (GPU teacher)", _gsplat),
     )
 
 
@@ -30,9 +28,3 @@ def _kernel(name: str) -> Finding:
         f"the torch twin is used, which is slower: {found.reason}",
         "install a C++ compiler: apt install g++",
     )
-
-
-def _gsplat() -> Finding:
-    if find_spec("gsplat") is None:
-        return Finding("ok", "not installed; the teacher renders on the CPU", "")
-    return Finding("ok", "installed; impl=gsplat renders on a GPU", "")
