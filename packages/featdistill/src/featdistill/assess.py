@@ -67,10 +67,6 @@ class Assessment:
     rows: Mapping[str, Evaluation]
     render: RenderStats
 
-    def gates(self) -> list[GateResult]:
-        """Answer the gates for the student against its teacher."""
-        return gate_results(self.rows[STUDENT_TEACHER].means)
-
 
 def gate_results(means: Mapping[str, float | None]) -> list[GateResult]:
     """Answer the gates for the mean scores of an evaluation."""
@@ -254,6 +250,7 @@ def score_rows(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
     rows = {name: {c: stored_means(r).get(c) for c in COLUMNS} for name, r in results.items()}
     for name, result in results.items():
         blank = {c: _number(result["blank"].get(c)) for c in COLUMNS}
+        # The silhouette of an empty picture is empty: it overlaps nothing, whatever the reference.
         reference = name.partition(" against ")[2]
         rows.setdefault(f"empty picture against {reference}", blank | {"alpha_iou": 0.0})
     return rows

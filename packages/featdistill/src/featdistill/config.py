@@ -102,7 +102,6 @@ class TrainSection(Config):
     lr_floor: Fraction = Field(0.02, description="final learning rate as a share of lr")
     gradient_clip_norm: Positive | None = None
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    precision: Literal["fp32"] = "fp32"
 
     @model_validator(mode="after")
     def _phases_follow_each_other(self) -> "TrainSection":
