@@ -4,7 +4,6 @@ Sums go through `index_add`, which adds in order. The usual trick of sorting by 
 differences of one running sum loses what is small beside the whole image's sum in float32.
 """
 
-import torch
 from torch import Tensor
 
 
