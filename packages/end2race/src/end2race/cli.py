@@ -5,8 +5,17 @@ from functools import partial
 from loom.cli import application, run_app
 
 import end2race
-from end2race.commands import train
+from end2race.commands import simulate, train
 
-app = application("end2race", end2race.__doc__)
-train.register(app)
+
+def _checks():
+    from end2race.doctor import checks
+
+    return checks()
+
+
+app = application("end2race", end2race.__doc__, checks=_checks)
 main = partial(run_app, app)
+
+simulate.register(app)
+train.register(app)

@@ -17,6 +17,7 @@ from loom.run import Run
 
 from end2race.config import DriverConfig, StudentConfig, TeacherConfig
 from end2race.driving import sensor_of
+from end2race.embedded import default_dataset
 from end2race.evaluate import OpenLoop, open_loop
 from end2race.training import open_drives, target_mean
 
@@ -84,6 +85,10 @@ def run_training(
     if resume and source is None and directory is not None:
         source = directory if (directory / "config.yaml").is_file() else None
     resolved = resolve(model, source, overrides, flags=flags)
+    if resolved.config.data.root is None:
+        root = default_dataset(typer.echo)
+        typer.echo(f"[data] no dataset given: training on {root} (--data-root takes your own)")
+        resolved = resolve(model, source, overrides, flags={**(flags or {}), "data.root": root})
     with Run.open(
         THREAD,
         model,

@@ -45,8 +45,10 @@ class Observation(NamedTuple):
 class Policy(Protocol):
     """Drives n cars at once."""
 
-    sensors: frozenset[str]
-    """Which of `lidar` and `camera` it looks at."""
+    @property
+    def sensors(self) -> frozenset[str]:
+        """Which of `lidar` and `camera` it looks at."""
+        ...
 
     def reset(self, races: Sequence[Race]) -> None:
         """Begin with these races; only the expert looks at more than their number."""

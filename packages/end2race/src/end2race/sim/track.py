@@ -18,7 +18,7 @@ from scipy.spatial import KDTree
 from end2race.sim.field import Field
 
 SPACING_M = 0.1
-CELL_M = 0.05
+CELL_M = 0.1
 HALF_WIDTH_M = 1.1
 
 _LENGTH_M = (60.0, 90.0)
@@ -58,6 +58,11 @@ class Track:
     def length_m(self) -> float:
         """Length of a lap along the centreline."""
         return self.spacing_m * len(self.centreline)
+
+    def pose(self, index: int) -> tuple[float, float, float]:
+        """Return x, y (m) and yaw (rad) of a car on a point of the centreline."""
+        x, y = self.centreline[index]
+        return float(x), float(y), float(self.heading[index])
 
     def nearest(self, x: float, y: float, around: int, reach: int) -> tuple[int, float]:
         """Find the nearest centreline point among `reach` points on each side of index `around`.

@@ -1,0 +1,111 @@
+"""Several drivers on the same tracks, from the same starts, in the same colours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from loom.files import write_json
+
+from end2race.film import Film, write_video
+from end2race.sim.closed_loop import (
+    LIMIT_S,
+    ConstantDriver,
+    CopycatDriver,
+    Entry,
+    ExpertDriver,
+    LapResult,
+    Policy,
+    drive,
+    entries,
+    unseen_tracks,
+)
+from end2race.sim.score import Score, score
+from end2race.sim.sensors import Lidar
+from end2race.sim.track import Track
+
+CONSTANT_M_S = 2.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where to drive.
+
+    Attributes:
+        tracks: number of procedural tracks, none of which a dataset of `sim-collect` has, or
+            tracks that were read.
+        seeds: each puts one car on every track and draws its start and colours.
+        fixed_look: one appearance for all.
+        limit_s: when a car that is still on its way is stopped.
+        scanner: LiDAR of the cars; their own if None.
+    """
+
+    tracks: int | Sequence[Track] = 8
+    seeds: Sequence[int] = (0,)
+    fixed_look: bool = False
+    limit_s: float = LIMIT_S
+    scanner: Lidar | None = None
+
+    def entries(self) -> list[Entry]:
+        """Put the cars at their starts."""
+        tracks = unseen_tracks(self.tracks) if isinstance(self.tracks, int) else self.tracks
+        return entries(tracks, self.seeds, fixed_look=self.fixed_look)
+
+
+def baselines() -> dict[str, Policy]:
+    """Return the drivers that everything is compared with."""
+    return {
+        "copycat": CopycatDriver(),
+        "constant": ConstantDriver(0.0, CONSTANT_M_S),
+        "expert": ExpertDriver(),
+    }
+
+
+def race_day(
+    drivers: Mapping[str, Policy],
+    setting: Setting,
+    *,
+    blank: bool = False,
+    video: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, list[LapResult]]:
+    """Let each driver drive every start.
+
+    Args:
+        drivers: By name.
+        setting: Where.
+        blank: Give black images and empty clouds.
+        video: File for the first driver's first race.
+        say: Called with one line for each driver.
+    """
+    results = {}
+    for number, (name, driver) in enumerate(drivers.items()):
+        film = Film(scanner=setting.scanner) if video is not None and number == 0 else None
+        results[name] = drive(
+            driver,
+            setting.entries(),
+            limit_s=setting.limit_s,
+            scanner=setting.scanner,
+            blank=blank,
+            watch=film,
+        )
+        laps = sum(result.completed for result in results[name])
+        say(f"[drive] {name}: {laps} of {len(results[name])} laps")
+        if film is not None and video is not None:
+            say(f"[drive] video of {name} in {write_video(video, film.frames)}")
+    return results
+
+
+def scores(results: Mapping[str, Sequence[LapResult]]) -> dict[str, Score]:
+    """Take each driver's races together."""
+    return {name: score(laps) for name, laps in results.items()}
+
+
+def write_results(path: Path, results: Mapping[str, Sequence[LapResult]]) -> None:
+    """Write every race and the scores as JSON."""
+    content = {
+        name: {"score": asdict(score(laps)), "races": [asdict(lap) for lap in laps]}
+        for name, laps in results.items()
+    }
+    write_json(path, content)
