@@ -5,7 +5,7 @@ from functools import partial
 from loom.cli import application, run_app
 
 import end2race
-from end2race.commands import cache, simulate, train
+from end2race.commands import cache, memory, simulate, train
 
 
 def _checks():
@@ -20,3 +20,4 @@ main = partial(run_app, app)
 simulate.register(app)
 train.register(app)
 cache.register(app)
+memory.register(app)
