@@ -5,7 +5,7 @@ from functools import partial
 from loom.cli import application, run_app
 
 import end2race
-from end2race.commands import cache, memory, simulate, train
+from end2race.commands import cache, importing, memory, simulate, train
 
 
 def _checks():
@@ -21,3 +21,4 @@ simulate.register(app)
 train.register(app)
 cache.register(app)
 memory.register(app)
+importing.register(app)
