@@ -166,6 +166,26 @@ def report(run: RunArgument) -> None:
 
 
 @app.command()
+def view(
+    run: RunArgument,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 8765,
+    browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Look around a student, its teacher and their difference in a browser, until Ctrl-C."""
+    import webbrowser
+
+    from featdistill.viewer import Viewer
+    from featdistill.viewer_server import HOST, make_server
+
+    with make_server(Viewer(run), port) as server:
+        address = f"http://{HOST}:{server.server_address[1]}/"
+        typer.echo(f"{address} (Ctrl-C ends it)")
+        if browser:
+            webbrowser.open(address)
+        server.serve_forever()
+
+
+@app.command()
 def shell(
     run: Annotated[Path | None, typer.Option(help="Take the seed of this run.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed without a run.")] = 2025,
