@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from faults import Reader
+from loom.arrays import write_npz
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 10, 4), dtype=np.uint8)
 
@@ -112,9 +113,9 @@ def _status(read: Callable[[Path], object], path: Path) -> object:
 def featdistill() -> list[Reader]:
     from featdistill.data.bricks import BrickScene, write_scene
     from featdistill.data.nerf_synthetic import read_cameras, read_views
-    from featdistill.data.npz import read_npz, write_npz
     from featdistill.data.ply import read_ply, write_ply
     from featdistill.data.png import read_any_png, write_png
+    from featdistill.data.renders import read_rgba
     from featdistill.gaussians import Gaussians
     from featdistill.models import occupancy
     from featdistill.models.student import Student
@@ -138,7 +139,7 @@ def featdistill() -> list[Reader]:
         return next((scene(folder) / "train").iterdir())
 
     def npz(folder: Path) -> Path:
-        write_npz(folder / "a.npz", "rgba", PIXELS.astype(np.float32))
+        write_npz(folder / "a.npz", {"rgba": PIXELS.astype(np.float32) / 255})
         return folder / "a.npz"
 
     def png(folder: Path) -> Path:
@@ -160,7 +161,7 @@ def featdistill() -> list[Reader]:
             picture,
             lambda p: read_views(p.parent.parent, "train"),
         ),  # fmt: skip
-        Reader("featdistill: rgba .npz", npz, lambda p: read_npz(p, "rgba")),
+        Reader("featdistill: rgba .npz", npz, read_rgba),
         Reader("featdistill: PNG", png, read_any_png),
         Reader("featdistill: student.safetensors", student, read_student),
     ]
