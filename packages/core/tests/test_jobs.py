@@ -61,6 +61,7 @@ def test_one_failure_of_any_kind_never_ends_the_rest(tmp_path):
     jobs, last = run(
         tmp_path,
         shell("status", "echo all is lost; exit 3"),
+        shell("error", "echo 'error: no such key'; echo 'hint: give another'; exit 2"),
         shell("segfault", "kill -SEGV $$"),
         shell("killed", "kill -KILL $$"),
         shell("below", f"{sys.executable} -S -c 'import os; os.abort()' 2>/dev/null; exit $?"),
@@ -71,6 +72,7 @@ def test_one_failure_of_any_kind_never_ends_the_rest(tmp_path):
     )
     details = {name: entry["detail"] for name, entry in jobs.items()}
     assert details["status"] == "exit status 3: all is lost"
+    assert details["error"] == "exit status 2: error: no such key"
     assert details["segfault"] == "killed by SIGSEGV (segmentation fault)"
     assert details["killed"].startswith("killed by SIGKILL (the machine ran out of memory")
     assert details["below"].startswith("killed by SIGABRT (aborted), exit status 134")
@@ -78,7 +80,7 @@ def test_one_failure_of_any_kind_never_ends_the_rest(tmp_path):
     assert details["hangs"] == "timed out after 0.3 s"
     assert details["silent"] == "exit status 0, but it left no latest"
     assert {name for name, entry in jobs.items() if entry["state"] == "done"} == {"good"}
-    assert (last.kind, last.job, last.detail) == ("failed", "", "7 failed, 1 done")
+    assert (last.kind, last.job, last.detail) == ("failed", "", "8 failed, 1 done")
     assert status(tmp_path)["state"] == "failed"
 
 

@@ -471,11 +471,12 @@ def _missing_outputs(job: Job, directory: Path) -> list[str]:
 
 
 def _last_line(log: Path, begin: int) -> str:
-    """Return the last line that an attempt printed: for a Python program, the exception."""
+    """Return the last line that an attempt printed, but for a hint: in Python, the exception."""
     with log.open("rb") as stream:
         stream.seek(max(begin, stream.seek(0, os.SEEK_END) - LAST_LINE_BYTES))
         lines = stream.read().decode(errors="replace").splitlines()
-    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
+    said = (line.strip() for line in reversed(lines) if not line.startswith("hint: "))
+    return next((line[:200] for line in said if line), "")
 
 
 @contextmanager
