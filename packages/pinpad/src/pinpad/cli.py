@@ -22,11 +22,14 @@ import pinpad
 app = application("pinpad", pinpad.__doc__)
 main = partial(run_app, app)
 
-add_config_commands(app, "pinpad.config:WorldConfig")
+add_config_commands(app, "pinpad.train_config:TrainConfig")
 boundaries = typer.Typer(help="Temporal boundaries and their evaluation.", no_args_is_help=True)
 app.add_typer(boundaries, name="boundaries")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+TaskOption = Annotated[
+    str | None, typer.Option(help="pinpad_three to pinpad_eight (Pinpad-Three-v0, three).")
+]
 
 
 # Takes the place of the `doctor` that every application has: this one can replay traces.
@@ -83,6 +86,50 @@ def collect(
     ]
     print_table(("player", "episodes", "mean return", "mean pads written"), rows)
     typer.echo(f"{episodes} episodes of {length} steps in {folder}")
+
+
+@app.command()
+def train(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    preset: Annotated[
+        str | None, typer.Option(help="cpu_tiny (as by default) or cpu_small.")
+    ] = None,
+    task: TaskOption = None,
+    dynamics_type: Annotated[str | None, typer.Option(help="rssm or vta.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Recorded episodes to learn from, with wm_only=true.")
+    ] = None,
+    run_dir: RunDir = None,
+    resume: Resume = False,
+    archive: Archive = False,
+) -> None:
+    """Train an agent that acts, or with wm_only=true a world model on recorded episodes."""
+    from pinpad.training_run import run_training
+
+    run_training(
+        config,
+        overrides,
+        preset=preset,
+        flags={"task": task, "dynamics_type": dynamics_type, "data": data},
+        directory=run_dir,
+        resume=resume,
+        archive=archive,
+    )
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run of train, or a checkpoint.")],
+    task: TaskOption = None,
+    episodes: Annotated[int | None, typer.Option(min=2, help="Rooms, one episode each.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of an episode.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of spawns and of what is drawn.")] = 0,
+) -> None:
+    """Let an agent play in rooms of its own, beside uniform play and the oracle."""
+    from pinpad.training_run import evaluate_run
+
+    evaluate_run(run, task=task, rooms=episodes, steps=steps, seed=seed)
 
 
 @app.command("train-world")
