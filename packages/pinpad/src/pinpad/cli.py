@@ -8,6 +8,7 @@ import typer
 from loom.cli import (
     Archive,
     ConfigOption,
+    JsonOption,
     Overrides,
     Resume,
     RunDir,
@@ -19,39 +20,29 @@ from loom.errors import UserError
 
 import pinpad
 
-app = application("pinpad", pinpad.__doc__)
+
+def _checks(
+    traces: Annotated[
+        Path | None,
+        typer.Option(help="Folder of recorded traces (.npz) to replay, or one of them."),
+    ] = None,
+):
+    from pinpad.doctor import checks
+
+    return checks(traces)
+
+
+app = application("pinpad", pinpad.__doc__, checks=_checks)
 main = partial(run_app, app)
 
 add_config_commands(app, "pinpad.train_config:TrainConfig")
 boundaries = typer.Typer(help="Temporal boundaries and their evaluation.", no_args_is_help=True)
 app.add_typer(boundaries, name="boundaries")
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+PresetOption = Annotated[str | None, typer.Option(help="cpu_tiny (as by default) or cpu_small.")]
 TaskOption = Annotated[
     str | None, typer.Option(help="pinpad_three to pinpad_eight (Pinpad-Three-v0, three).")
 ]
-
-
-# Takes the place of the `doctor` that every application has: this one can replay traces.
-@app.command()
-def doctor(
-    as_json: JsonOption = False,
-    traces: Annotated[
-        Path | None,
-        typer.Option(help="Folder of recorded traces (.npz) to replay, or one of them."),
-    ] = None,
-) -> None:
-    """Check this machine and the environment; exit code 1 if a check fails.
-
-    A trace holds action, reset, spawn_index, reward, is_first, is_last, position, sequence_length,
-    countdown, length and image_sha256_every_500; its name begins with the layout.
-    """
-    from loom.doctor import core_checks, report, run_checks
-
-    from pinpad.doctor import checks
-
-    outcomes = run_checks([*core_checks("pinpad"), *checks(traces)])
-    raise typer.Exit(report(outcomes, as_json=as_json))
 
 
 @app.command()
@@ -92,9 +83,7 @@ def collect(
 def train(
     config: ConfigOption = None,
     overrides: Overrides = None,
-    preset: Annotated[
-        str | None, typer.Option(help="cpu_tiny (as by default) or cpu_small.")
-    ] = None,
+    preset: PresetOption = None,
     task: TaskOption = None,
     dynamics_type: Annotated[str | None, typer.Option(help="rssm or vta.")] = None,
     data: Annotated[
@@ -296,12 +285,18 @@ def sweep(
     skip_rssm: Annotated[
         bool, typer.Option("--skip-rssm", envvar="SKIP_RSSM", help="Only conditions with vta.")
     ] = False,
+    preset: PresetOption = None,
+    pretrain: Annotated[
+        int | None,
+        typer.Option(min=0, envvar="PRETRAIN", help="Updates before an agent first acts."),
+    ] = None,
     vta_eval_every: Annotated[
         int | None,
         typer.Option(min=1, envvar="VTA_EVAL_EVERY", help="eval_every of conditions with vta."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Training episodes (default: scripted ones).")
+        Path | None,
+        typer.Option(help="Training episodes, with wm_only=true (default: scripted ones)."),
     ] = None,
     episodes: Annotated[
         int | None, typer.Option(min=1, help="Held-out episodes to judge on (default: 20).")
@@ -347,6 +342,8 @@ def sweep(
         "seeds": seeds,
         "conditions": conditions,
         "overrides": tuple(overrides) if overrides else None,
+        "preset": preset,
+        "pretrain": pretrain,
         "vta_eval_every": vta_eval_every,
         "data": data,
         "episodes": episodes,
