@@ -1,4 +1,4 @@
-"""Stands in for `pinpad train-world`, `boundaries eval` and `report` in the tests of sweeps.
+"""Stands in for `pinpad train`, `boundaries eval` and `report` in the tests of sweeps.
 
 It trains nothing: a training of 20 "updates" leaves one line for each in `trace`, a checkpoint on
 request to end, and what a sweep reads. Names say what becomes of it: segfault, nan, hang, leak.
@@ -48,7 +48,7 @@ def train(run):
 
 
 def main(command, *rest):
-    if command == "train-world":
+    if command == "train":
         train(Path(rest[rest.index("--run-dir") + 1]))
     elif command == "boundaries":
         Path(rest[1], "boundary_eval.json").write_text(json.dumps({"judgements": []}))

@@ -32,6 +32,7 @@ def stand_in(*words):
 def here(tmp_path, monkeypatch):
     for name in (
         *("LOGROOT", "TASK", "SEEDS", "SKIP_RSSM", "VTA_EVAL_EVERY", "RUN_LOG", "STATUS_FILE"),
+        "PRETRAIN",
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -88,6 +89,22 @@ def test_each_condition_and_seed_is_trained_judged_and_drawn(tmp_path):
     assert draw.inputs == judge.outputs
 
 
+def test_world_models_learn_from_the_same_episodes_and_agents_from_their_own(here):
+    def words(root, *overrides):
+        settings = SweepSettings(overrides=(*SMALL, *overrides), episodes=2)
+        execute.begin(settings, root, None)
+        plan.record(settings, root)
+        return [job.command for job in jobs(settings, root).jobs if job.name.endswith("train")]
+
+    for train in words(here / "models", "wm_only=true"):
+        assert f"data={here / 'models' / 'episodes'}" in train
+        assert f"heldout={here / 'models' / 'heldout'}" in train
+    assert len(list((here / "models" / "episodes").glob("*.npz"))) == 2
+    for train in words(here / "agents"):
+        assert not any(word.startswith("data=") for word in train)
+        assert f"heldout={here / 'agents' / 'heldout'}" in train
+
+
 def test_the_variables_of_the_earlier_script_are_defaults(here, monkeypatch):
     seen = {}
 
@@ -97,18 +114,16 @@ def test_the_variables_of_the_earlier_script_are_defaults(here, monkeypatch):
 
     monkeypatch.setattr(execute, "run_sweep", run_sweep)
     variables = {"LOGROOT": "logdir/full10", "TASK": "pinpad_eight", "SEEDS": "0 2"}
-    variables |= {"SKIP_RSSM": "1", "VTA_EVAL_EVERY": "2000"}
+    variables |= {"SKIP_RSSM": "1", "VTA_EVAL_EVERY": "2000", "PRETRAIN": "10"}
     variables |= {"RUN_LOG": "run.log", "STATUS_FILE": "status.env"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     done = pinpad("sweep", "updates=5")
     assert done.exit_code == 0, done.output
     settings = seen["settings"]
-    assert (settings.task, settings.seeds, settings.vta_eval_every) == (
-        "pinpad_eight",
-        (0, 2),
-        2000,
-    )
+    assert (settings.task, settings.seeds) == ("pinpad_eight", (0, 2))
+    assert (settings.vta_eval_every, settings.pretrain) == (2000, 10)
+    assert "pretrain: 10" in Path("logdir/full10/base.yaml").read_text()
     # The earlier script counted four runs for each seed even where it left out the RSSM.
     assert len(members(settings)) == 6
     assert "pinpad_rssm" not in settings.conditions
@@ -136,6 +151,9 @@ def test_every_sweep_gets_a_fresh_log_root(here):
         (["--seeds", "0,0"], "holds a seed twice"),
         (["seed=3"], "give --seeds"),
         (["vta_max_seg_len=80"], "is what pinpad_vta_force0_t1"),
+        (["--pretrain", "5", "wm_only=true"], "nobody acts"),
+        (["--data", "nowhere", "wm_only=true"], "nowhere: no episodes"),
+        (["--preset", "cpu_large"], "cpu_large"),
         (["updates=3", "--retry-failed"], "--resume"),
         (["--resume", "--logroot", "nowhere"], "no sweep is in it"),
         (["--resume"], "no sweep is in it"),
@@ -379,5 +397,5 @@ def test_a_damaged_state_is_named(here, text):
 def test_a_sweep_says_how_short_it_is_where_nothing_is_asked(here, monkeypatch):
     monkeypatch.setattr(execute, "run_sweep", lambda settings, root, **options: True)
     done = pinpad("sweep")
-    assert "short by default (updates=" in done.output
+    assert "short by default (wm_only=true updates=" in done.output
     assert command._processors() >= 1

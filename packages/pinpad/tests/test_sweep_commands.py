@@ -24,9 +24,9 @@ OPTIONS = ["--episodes", "2", "--permutations", "19", "--jobs", "2"]
 FAULTS = """
 import os, signal, sys, time
 words = " ".join(sys.orig_argv)
-if "train-world" in words and "name=segfault_seed0" in words:
+if "train" in words and "name=segfault_seed0" in words:
     os.kill(os.getpid(), signal.SIGSEGV)
-if "train-world" in words and "name=hang_seed0" in words:
+if "train" in words and "name=hang_seed0" in words:
     time.sleep(600)
 """
 

@@ -135,13 +135,11 @@ def is_run(folder: Path) -> bool:
 
 def _heldout(run: Path, say: Say) -> Path:
     """Return held-out episodes of a run; scripted ones are recorded into it once."""
-    from loom.config import resolve
-
-    from pinpad.config import WorldConfig
     from pinpad.data.collect import write_whole
+    from pinpad.restore import read_config
     from pinpad.train_world import heldout_episodes
 
-    config = resolve(WorldConfig, run / "config.yaml").config
+    config = read_config(run)
     folder = config.heldout or run / "heldout"
     if config.heldout is None and write_whole(folder, heldout_episodes(config)):
         say(f"[data] held-out episodes were recorded to {folder}")

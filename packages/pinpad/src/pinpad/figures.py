@@ -183,6 +183,17 @@ def draw_fired(traced: Traced) -> Array:
     return canvas.stacked(canvas.text_image(head, max(strip.shape[1], 640), 28), strip)
 
 
+def _returns(page: Report, run: Path) -> None:
+    if not (run / "evaluation").is_dir():
+        return
+    from pinpad import returns
+
+    earned = returns.read_returns(run / "evaluation")
+    if earned:
+        page.heading("Returns")
+        page.table(returns.COLUMNS, returns.table(earned), "95 % intervals over rooms")
+
+
 def _png(picture: Array) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(stream, format="PNG", optimize=True)
@@ -190,11 +201,12 @@ def _png(picture: Array) -> bytes:
 
 
 def write_report(run: Path) -> Path:
-    """Write a run's `report.html`, with boundaries and pictures if it was judged."""
+    """Write a run's `report.html`: returns if somebody acted, boundaries if they were judged."""
     judged = read_json(run / OUTPUT)["judgements"] if (run / OUTPUT).is_file() else []
     pictures = draw_run(run) if judged else []
 
     def judgement(page: Report) -> None:
+        _returns(page, run)
         if not judged:
             page.text(f"No boundaries were judged yet: `pinpad boundaries eval {run}` does it.")
         for event in dict.fromkeys(one["event"] for one in judged):

@@ -57,7 +57,7 @@ def run_command(
         if retry_failed:
             raise UserError("--retry-failed goes with --resume", hint="give both")
         root = logroot or execute.new_log_root()
-        if config is None and "overrides" not in wanted:
+        if config is None and not {"overrides", "preset", "pretrain", "data"} & wanted.keys():
             wanted["overrides"] = EMBEDDED
             typer.echo(
                 f"[sweep] short by default ({' '.join(EMBEDDED)}): "

@@ -2,16 +2,17 @@
 
 For each condition and seed there are three jobs, each a plain command in the log root:
 
-    NAME.train    pinpad train-world --config base.yaml --run-dir NAME --resume KEY=VALUE...
+    NAME.train    pinpad train --config base.yaml --run-dir NAME --resume KEY=VALUE...
     NAME.judge    pinpad boundaries eval NAME --episodes heldout
     NAME.draw     pinpad report NAME
 
 Whatever becomes of a training, what follows it runs if a checkpoint is there, and is skipped if
-none is. All conditions learn from the same episodes and are judged on the same others.
+none is. All conditions are judged on the same episodes, and with `wm_only` learn from the same
+others, so that they differ in nothing but their models.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,31 +23,41 @@ from loom.jobs import Job, Sweep
 from pydantic import Field, field_validator
 
 from pinpad.boundary_eval import OUTPUT
-from pinpad.config import WorldConfig
 from pinpad.data.collect import record_episodes, write_whole
+from pinpad.data.episodes import Episode, episode_files
 from pinpad.data.players import parse_mix
 from pinpad.envs.layouts import layout_name
 from pinpad.figures import FIRED, GRID, INTERNAL
 from pinpad.sweep.conditions import BOUNDARY4, override_text, require_disjoint
+from pinpad.train_config import PRESETS, TrainConfig
 
 STAGES = ("train", "judge", "draw")
 CHECKPOINT = "checkpoints/latest.json"
 SETTINGS_FILE, BASE_FILE = "sweep_settings.yaml", "base.yaml"
 EPISODES, HELDOUT = "episodes", "heldout"
 HELDOUT_SEED = 1_000_003
-EMBEDDED = ("updates=400", "eval_every=200", "log_every=20", "prefill=40_000")
-"""What a sweep without settings trains: minutes on two cores."""
+EMBEDDED = (
+    "wm_only=true",
+    "updates=400",
+    "eval_every=200",
+    "prefill=40000",
+    "players=uniform=1,sticky=1,babble=1,oracle:0.1=1",
+    "time_limit=1000",
+)
+"""What a sweep without settings trains: world models, in minutes on two cores."""
 
 
 class SweepSettings(Config):
     """Everything that a sweep depends on."""
 
     task: str = "pinpad_three"
+    preset: str | None = Field(None, description="sizes under the overrides")
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     conditions: dict[str, dict[str, str | int | float | bool]] = Field(
         default_factory=lambda: {name: dict(each) for name, each in BOUNDARY4.items()}
     )
     overrides: tuple[str, ...] = Field((), description="KEY=VALUE for every condition")
+    pretrain: int | None = Field(None, ge=0, description="updates before an agent acts")
     vta_eval_every: int | None = Field(None, ge=1, description="eval_every of VTA conditions")
     data: Path | None = Field(None, description="training episodes; null: scripted ones")
     episodes: int = Field(20, ge=1, description="held-out episodes that boundaries are judged on")
@@ -115,55 +126,75 @@ def prepare(settings: SweepSettings, root: Path, config: Path | None) -> None:
     """
     require_disjoint(settings.conditions, settings.overrides)
     common = [f"task={settings.task}", *settings.overrides]
-    base = resolve(WorldConfig, config, common).config
+    if settings.preset is not None:
+        common.insert(0, f"preset={settings.preset}")
+    if settings.pretrain is not None:
+        common.append(f"pretrain={settings.pretrain}")
+    base = _resolved(config, common)
     for name, each in settings.conditions.items():
         try:
-            resolve(WorldConfig, config, [*common, *override_text(each)])
+            _resolved(config, [*common, *override_text(each)])
         except UserError as error:
             raise UserError(f"condition {name}: {error.message}", hint=error.hint) from error
+    if base.wm_only and settings.pretrain is not None:
+        raise UserError(
+            "pretrain is what an agent does before it acts, and with wm_only=true nobody acts",
+            hint="drop --pretrain (PRETRAIN), or set wm_only=false",
+        )
+    if settings.data is not None:
+        episode_files(settings.data)
+    if settings.data is not None and not base.wm_only:
+        raise UserError("an agent makes its own episodes", hint="drop --data, or set wm_only=true")
     root.mkdir(parents=True, exist_ok=True)
     write_atomic(root / SETTINGS_FILE, to_yaml(settings))
     write_atomic(root / BASE_FILE, to_yaml(base))
 
 
+def _resolved(config: Path | None, overrides: Sequence[str]) -> TrainConfig:
+    return resolve(TrainConfig, config, overrides, groups=PRESETS).config
+
+
 def record(settings: SweepSettings, root: Path) -> None:
     """Record the episodes that all conditions share, unless they are there."""
-    base = resolve(WorldConfig, root / BASE_FILE).config
-    mix = parse_mix(base.players)
+    base = _resolved(root / BASE_FILE, ())
 
-    def scripted(count: int, seed: int):
+    def scripted(players: str, count: int, seed: int) -> Iterator[Episode]:
+        layout, mix = layout_name(base.task), parse_mix(players)
         return record_episodes(
-            layout_name(base.task), mix, count, length=base.time_limit, size=base.size, seed=seed
+            layout, mix, count, length=base.time_limit, size=base.size, seed=seed
         )
 
-    if settings.data is None:
+    if settings.data is None and base.wm_only:
         count = max(1, base.prefill // base.time_limit)
-        write_whole(root / EPISODES, scripted(count, settings.seeds[0]))
-    write_whole(root / HELDOUT, scripted(settings.episodes, HELDOUT_SEED + settings.seeds[0]))
+        write_whole(root / EPISODES, scripted(base.players, count, settings.seeds[0]))
+    seed = HELDOUT_SEED + settings.seeds[0]
+    write_whole(root / HELDOUT, scripted(base.heldout_players, settings.episodes, seed))
 
 
 def jobs(settings: SweepSettings, root: Path) -> Sweep:
     """Return every job of a sweep; the runs' directories exist then."""
     listed: list[Job] = []
+    data = settings.data.absolute() if settings.data else root / EPISODES
     for member in members(settings):
         (root / member.name).mkdir(exist_ok=True)
-        listed += _jobs(settings, root, member)
+        listed += _jobs(settings, root, member, data)
     return Sweep("pinpad", listed)
 
 
-def _jobs(settings: SweepSettings, root: Path, member: Member) -> list[Job]:
+def _jobs(settings: SweepSettings, root: Path, member: Member, data: Path) -> list[Job]:
     name, condition = member.name, settings.conditions[member.condition]
     environment = {"OMP_NUM_THREADS": str(settings.threads)}
     own: Sequence[str] = [
         f"name={name}",
         f"seed={member.seed}",
-        f"data={settings.data.absolute() if settings.data else root / EPISODES}",
         f"heldout={root / HELDOUT}",
         *override_text(condition),
     ]
+    if data.is_dir():  # recorded or given: with an agent there is none
+        own = [*own, f"data={data}"]
     if settings.vta_eval_every is not None and condition.get("dynamics_type") == "vta":
         own = [*own, f"eval_every={settings.vta_eval_every}"]
-    train = ["train-world", "--config", BASE_FILE, "--run-dir", name, "--resume", *own]
+    train = ["train", "--config", BASE_FILE, "--run-dir", name, "--resume", *own]
     judge = ["boundaries", "eval", name, "--episodes", HELDOUT]
     judge += ["--permutations", str(settings.permutations)]
     produced = {
