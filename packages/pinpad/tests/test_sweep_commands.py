@@ -17,7 +17,7 @@ from pinpad.sweep.state import read_sweep
 TINY = [
     "dyn_deter=16", "dyn_hidden=16", "dyn_stoch=4", "dyn_discrete=4", "vta_abs_belief=16",
     "vta_abs_stoch=4", "vta_obs_belief=16", "vta_obs_stoch=4", "batch_size=8", "batch_length=10",
-    "time_limit=100", "prefill=400", "log_every=1", "gates=[]",
+    "time_limit=100", "prefill=400", "log_every=1", "gates=[]", "wm_only=true",
 ]  # fmt: skip
 OPTIONS = ["--episodes", "2", "--permutations", "19", "--jobs", "2"]
 

@@ -102,7 +102,7 @@ def log_root(tmp_path):
 def test_the_report_of_real_judgements_is_a_table_json_and_a_page(log_root, capsys):
     page = write_report(log_root).read_text(encoding="utf-8")
     printed = capsys.readouterr().out
-    assert "means over 2 seeds with Student's 95 % intervals" in printed
+    assert "means over 2 seeds, Student's 95 % intervals" in printed
     assert "frame_delta" in printed
     assert "silent" in printed
     assert "Boundaries against sequence_append" in page

@@ -46,6 +46,18 @@ TaskOption = Annotated[
 
 
 @app.command()
+def demo(
+    logroot: Annotated[
+        Path | None, typer.Option(help="Folder (default: logdir/demo_TIME, a new one).")
+    ] = None,
+) -> None:
+    """Record episodes, learn an RSSM and a VTA, judge their boundaries: table and page."""
+    from pinpad.demo import run_demo
+
+    raise typer.Exit(0 if run_demo(logroot, typer.echo) else 1)
+
+
+@app.command()
 def collect(
     folder: Annotated[Path, typer.Argument(help="Folder for the episodes; it holds none yet.")],
     task: Annotated[str, typer.Option(help="pinpad_three to pinpad_eight.")] = "pinpad_three",

@@ -29,9 +29,9 @@ PATIENCE_S = 30.0
 Say = Callable[[str], None]
 
 
-def new_log_root() -> Path:
+def new_log_root(name: str = "pinpad") -> Path:
     """Return the folder that a sweep gets which names none: one with a time stamp."""
-    return LOG_ROOTS / f"pinpad_{datetime.now(UTC):%Y%m%d_%H%M%S}"
+    return LOG_ROOTS / f"{name}_{datetime.now(UTC):%Y%m%d_%H%M%S}"
 
 
 def newest_log_root() -> Path:

@@ -36,7 +36,9 @@ TRAINING = {
     "metric/reconstruction_error": "reconstruction",
     "metric/one_step_error": "one step ahead",
     "metric/reward_ap_open_loop": "reward AP, open loop",
+    "metric/train_return": "return while training",
 }
+"""Last values of a training -> what they are called; nobody acts in that of a world model."""
 ANCHORS = ("random", "periodic", "frame_delta")
 LIFT, LEVEL = 2.0, 0.05
 """A seed counts as a success of the condition with more lift and a lower p than these."""
@@ -179,14 +181,16 @@ COLUMNS = (
 )
 
 
-def training_rows(root: Path, settings: SweepSettings) -> list[list[Any]]:
-    """Return state and last figures of each run's training."""
-    table = []
-    for run in read_sweep(root).runs:
-        last = last_metrics(root / run.name)
-        figures = [last.get(key) for key in TRAINING]
-        table.append([run.name, run.state, run.stage, run.step, *figures, run.detail or "-"])
-    return table
+def training_table(root: Path) -> tuple[list[str], list[list[Any]]]:
+    """Return columns and rows: state and last figures of each run's training."""
+    runs = [(run, last_metrics(root / run.name)) for run in read_sweep(root).runs]
+    known = [key for key in TRAINING if any(key in last for _, last in runs)]
+    columns = ["run", "state", "stage", "step", *(TRAINING[key] for key in known)]
+    rows = [
+        [run.name, run.state, run.stage, run.step, *(last.get(key) for key in known)]
+        for run, last in runs
+    ]
+    return columns, rows
 
 
 def write_report(root: Path, say: Callable[[str], None] = print, event: str | None = None) -> Path:
@@ -207,13 +211,18 @@ def write_report(root: Path, say: Callable[[str], None] = print, event: str | No
         raise UserError(f"nothing was judged against {event!r}", hint=f"there are {events}")
     tables = {kind: rows(judged, kind) for kind in events}
     shown = event or next(iter(events), None)
-    training = training_rows(root, settings)
-    print_table(("run", "state", "stage", "step", *TRAINING.values(), "why"), training)
+    training = training_table(root)
+    print_table(*training)
+    for run in read_sweep(root).runs:
+        if run.detail:
+            say(f"{run.name}: {run.detail}")
     if shown is not None:
         say(f"\n{shown}, {_seeds(settings)}:")
         print_table(COLUMNS, [cells(row) for row in tables[shown]])
     plain = {kind: [_plain(row) for row in table] for kind, table in tables.items()}
-    content = {"settings": settings.model_dump(mode="json"), "events": plain, "training": training}
+    columns, runs = training
+    listed = [dict(zip(columns, row, strict=True)) for row in runs]
+    content = {"settings": settings.model_dump(mode="json"), "runs": listed, "events": plain}
     write_json(root / JSON_FILE, content)
     return _page(root, settings, tables, training).write(root / PAGE)
 
@@ -222,7 +231,7 @@ def _seeds(settings: SweepSettings) -> str:
     count = len(settings.seeds)
     if count == 1:
         return "one seed, 95 % intervals over episodes"
-    return f"means over {count} seeds with Student's 95 % intervals"
+    return f"means over {count} seeds, Student's 95 % intervals"
 
 
 def _plain(row: Row) -> dict[str, Any]:
@@ -248,7 +257,7 @@ def _page(
     root: Path,
     settings: SweepSettings,
     tables: Mapping[str, Sequence[Row]],
-    training: Sequence[Sequence[Any]],
+    training: tuple[Sequence[str], Sequence[Sequence[Any]]],
 ) -> Report:
     state = read_sweep(root)
     page = Report(f"pinpad sweep / {root.name}", f"{settings.task}, {_seeds(settings)}")
@@ -258,8 +267,7 @@ def _page(
     if settings.episodes < ENOUGH_EPISODES:
         page.warning(f"{settings.episodes} held-out episodes; intervals want {ENOUGH_EPISODES}.")
     page.heading("Runs").table(
-        ("run", "state", "stage", "step", *TRAINING.values(), "why"),
-        training,
+        *training,
         "Errors are sums of squares over a frame; reward AP from actions alone, 1 to 15 steps on.",
     )
     for event, table in tables.items():
