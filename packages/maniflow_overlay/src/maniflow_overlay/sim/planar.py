@@ -72,7 +72,7 @@ class Planar:
         return self._observation()
 
     def step(self, action: np.ndarray) -> Observation:
-        """Move towards an action, (14,), at most `STEP_M` in each axis."""
+        """Move towards an action, (14,), at most `STEP_M`."""
         self._tip, opening = reachable(action, self._tip)
         if self._held is not None:
             self._blocks[self._held] = self._tip + self._grip_offset

@@ -31,7 +31,7 @@ APART_M = 0.1  # an open gripper around one block touches no other
 GOAL_RADIUS_M = 0.035
 TIP_LOW_M, TIP_HIGH_M = 0.02, 0.16
 HOVER_M = 0.1
-STEP_M = 0.06  # farthest that the tip moves in a step, in each axis
+STEP_M = 0.07  # farthest that the tip moves in a step
 STEPS = 40  # an episode ends here at the latest; the expert needs about half
 CURTAIN_STEPS = (1, 4)  # first step at which a curtain may hide the table, and the last
 GRIPPER = 6
@@ -126,7 +126,7 @@ class Scene(Protocol):
         ...
 
     def step(self, action: np.ndarray) -> Observation:
-        """Move towards an action, (14,), at most `STEP_M` in each axis."""
+        """Move towards an action, (14,), at most `STEP_M`."""
         ...
 
     def picture(self) -> np.ndarray:
@@ -162,10 +162,10 @@ def reachable(action: np.ndarray, tip_m: np.ndarray) -> tuple[np.ndarray, float]
     action = np.asarray(action, dtype=np.float64)
     if action.shape != (VECTOR,) or not np.isfinite(action).all():
         raise ValueError(f"an action of shape {action.shape}: expected {VECTOR} finite numbers")
-    step = np.clip(action[:3] - tip_m, -STEP_M, STEP_M)
-    bound = np.array([REACH_M + 0.02, REACH_M + 0.02, np.inf])
-    place = np.clip(tip_m + step, -bound, bound)
-    place[2] = np.clip(place[2], TIP_LOW_M, TIP_HIGH_M)
+    edge = REACH_M + 0.02
+    wanted = np.clip(action[:3], [-edge, -edge, TIP_LOW_M], [edge, edge, TIP_HIGH_M])
+    step = wanted - tip_m
+    place = tip_m + step * min(1.0, STEP_M / max(float(np.linalg.norm(step)), 1e-9))
     return place, float(np.clip(action[GRIPPER], 0, 1))
 
 

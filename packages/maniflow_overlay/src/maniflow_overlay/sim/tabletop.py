@@ -151,7 +151,7 @@ class Tabletop:
         return self._observation()
 
     def step(self, action: np.ndarray) -> Observation:
-        """Move towards an action, (14,), at most `STEP_M` in each axis."""
+        """Move towards an action, (14,), at most `STEP_M`."""
         self._lead(*reachable(action, self.tip_m))
         self.steps += 1
         return self._observation()
