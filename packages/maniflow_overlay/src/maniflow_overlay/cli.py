@@ -8,6 +8,7 @@ import typer
 from loom.cli import application, run_app
 
 import maniflow_overlay
+from maniflow_overlay import commands_simulation
 
 app = application("maniflow-overlay", maniflow_overlay.__doc__)
 main = partial(run_app, app)
@@ -293,42 +294,7 @@ def data_verify(store: Store) -> None:
     verify_command(store)
 
 
-sim = typer.Typer(help="The simulated table.", no_args_is_help=True)
-app.add_typer(sim, name="sim")
-
-SceneOption = Annotated[str, typer.Option(help="auto, tabletop (MuJoCo) or planar (no GL).")]
-SIMULATED = Path("data/maniflow_overlay/simulated")
-
-
-@sim.command("demo")
-def sim_demo(
-    output: Annotated[Path, typer.Argument(help="PNG file to write.")] = Path("sim.png"),
-    scene: SceneOption = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of the layout.")] = 0,
-    occluded: Annotated[bool, typer.Option("--occluded", help="With the curtain.")] = False,
-    marked: Annotated[bool, typer.Option("--marked", help="Block and goal in orange.")] = False,
-) -> None:
-    """Play the expert once: its pictures in a row, plain and with the paths of each quality."""
-    from maniflow_overlay.sim.commands import demo_command
-
-    demo_command(output, scene, seed, occluded=occluded, marked=marked)
-
-
-@sim.command("collect")
-def sim_collect(
-    folder: Annotated[Path, typer.Argument(help="Where to write them.")] = SIMULATED,
-    task: Annotated[
-        list[str] | None, typer.Option("--task", help="pick_place, pick_place_marked; repeatable.")
-    ] = None,
-    episodes: Annotated[int, typer.Option(min=1, help="Of each task.")] = 300,
-    scene: SceneOption = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the layouts.")] = 0,
-) -> None:
-    """Record the expert as RoboTwin 2.0 episodes, with oracle paths; goes on where it stopped."""
-    from maniflow_overlay.sim.commands import collect_command
-
-    collect_command(folder, task or ["pick_place"], episodes, scene, seed)
-
+commands_simulation.register(app)
 
 servers = typer.Typer(help="Model servers on this machine.", no_args_is_help=True)
 app.add_typer(servers, name="servers")
