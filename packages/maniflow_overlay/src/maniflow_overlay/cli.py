@@ -10,7 +10,14 @@ from loom.cli import application, run_app
 import maniflow_overlay
 from maniflow_overlay import commands_simulation
 
-app = application("maniflow-overlay", maniflow_overlay.__doc__)
+
+def _checks():
+    from maniflow_overlay.doctor import checks
+
+    return checks()
+
+
+app = application("maniflow-overlay", maniflow_overlay.__doc__, checks=_checks)
 main = partial(run_app, app)
 
 overlay = typer.Typer(help="Paths drawn into pictures.", no_args_is_help=True)

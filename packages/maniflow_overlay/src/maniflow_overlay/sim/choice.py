@@ -32,7 +32,7 @@ def chosen_scene(wanted: str, say: Callable[[str], None]) -> SceneName:
     reason = graphics.missing()
     if reason is None:
         return "tabletop"
-    say(f"[scene] planar, since MuJoCo cannot draw: {reason} ({graphics.PACKAGES})")
+    say(f"[scene] planar, since MuJoCo cannot draw: {reason} ({graphics.remedy(reason)})")
     return "planar"
 
 

@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import Any
 
 PACKAGES = "apt install libegl1 libegl-mesa0"
+EXTRA = "uv pip install mujoco"
+NOT_IMPORTED = "mujoco cannot be imported"
 
 
 @cache
@@ -29,7 +31,7 @@ def missing() -> str | None:
     try:
         library = mujoco()
     except ImportError as error:
-        return f"mujoco cannot be imported: {error}"
+        return f"{NOT_IMPORTED}: {error}"
     try:
         model = library.MjModel.from_xml_string("<mujoco/>")
         with library.Renderer(model, 8, 8):
@@ -43,3 +45,13 @@ def missing() -> str | None:
 def mujoco() -> Any:
     """Import MuJoCo, which is an extra and has no types."""
     return import_module("mujoco")
+
+
+def chosen() -> str:
+    """Return by what MuJoCo draws: egl, osmesa or glfw."""
+    return os.environ.get("MUJOCO_GL", "glfw")
+
+
+def remedy(reason: str) -> str:
+    """Return the command that mends what `missing` has found."""
+    return EXTRA if reason.startswith(NOT_IMPORTED) else PACKAGES

@@ -109,7 +109,7 @@ class Tabletop:
         if reason:
             raise UserError(
                 f"the MuJoCo scene cannot be drawn: {reason}",
-                hint=f"{graphics.PACKAGES}, or take --scene planar",
+                hint=f"{graphics.remedy(reason)}, or take --scene planar",
             )
         mujoco = graphics.mujoco()
         self.camera = camera or TableCamera()
