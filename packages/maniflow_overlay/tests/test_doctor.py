@@ -77,7 +77,8 @@ def test_an_opencv_that_draws_one_pixel_differently_is_noticed(monkeypatch):
 def test_asking_for_the_checks_does_not_change_what_is_loaded():
     """OpenCV changes LD_LIBRARY_PATH when it is imported, about which `doctor` would then warn."""
     code = (
-        "import os; before = dict(os.environ); from maniflow_overlay.doctor import checks; checks();"
+        "import os; before = dict(os.environ); "
+        "from maniflow_overlay.doctor import checks; checks(); "
         "assert dict(os.environ) == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

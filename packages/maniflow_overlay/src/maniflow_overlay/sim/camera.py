@@ -34,7 +34,7 @@ class TableCamera:
     height: int = 128
     position_m: tuple[float, float, float] = (0.0, -0.3, 0.7)
     target_m: tuple[float, float, float] = (0.0, 0.0, 0.02)
-    fovy_deg: float = 34.0
+    fovy_deg: float = 33.0
 
     def rotation(self) -> np.ndarray:
         """Return R, (3, 3), whose rows are the camera's axes in the world: right, down, forward."""

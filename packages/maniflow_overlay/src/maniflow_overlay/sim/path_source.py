@@ -86,7 +86,8 @@ def _drawn(
 def _wrong_guess(scene: Scene, rng: np.random.Generator) -> Guess:
     layout = scene.layout
     target = (layout.target + int(rng.integers(1, len(layout.blocks)))) % len(layout.blocks)
+    taken = np.stack([layout.goal, layout.blocks[target]])
     while True:
         goal = rng.uniform(-REACH_M, REACH_M, 2)
-        if np.linalg.norm(goal - layout.goal) >= APART_M:
+        if np.linalg.norm(taken - goal, axis=1).min() >= APART_M:
             return Guess(target, goal)

@@ -27,7 +27,7 @@ from maniflow_overlay.sim.scene import (
     vector_of,
 )
 
-GRASP_M = 0.018  # how far the block's middle may be from the tip when the fingers close
+GRASP_M = 0.028  # how far the block's middle may be from the tip when the fingers close
 CURTAIN_SHARE = 0.9
 _FRACTION_BITS = 4  # of OpenCV's fixed-point coordinates
 # Corners of a box as signs of x, y and z: the bottom counter-clockwise, then the top.
@@ -136,9 +136,9 @@ class Planar:
     def _hand(self, image: np.ndarray) -> None:
         spread = self._opening if self._held is None else max(self._opening, 0.5)
         for side in (-1, 1):
-            middle = self._tip + [side * (0.006 + 0.04 * spread), 0, 0.018]
-            self._box(image, middle, (0.006, 0.014, 0.03), colours.FINGER)
-        self._box(image, self._tip + [0, 0, 0.06], (0.045, 0.016, 0.012), colours.HAND)
+            middle = self._tip + [side * (0.006 + 0.05 * spread), 0, 0.018]
+            self._box(image, middle, (0.006, 0.02, 0.03), colours.FINGER)
+        self._box(image, self._tip + [0, 0, 0.06], (0.055, 0.02, 0.012), colours.HAND)
 
     def _box(
         self,

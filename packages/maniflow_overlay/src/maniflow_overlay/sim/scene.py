@@ -25,11 +25,11 @@ from maniflow_overlay.paths.oracle import project
 from maniflow_overlay.sim.camera import TableCamera
 
 BLOCKS = 3
-BLOCK_HALF_M = 0.02
-REACH_M = 0.16  # blocks and goal lie within this distance of the middle, in x and in y
+BLOCK_HALF_M = 0.025
+REACH_M = 0.15  # blocks and goal lie within this distance of the middle, in x and in y
 APART_M = 0.1  # an open gripper around one block touches no other
-GOAL_RADIUS_M = 0.035
-TIP_LOW_M, TIP_HIGH_M = 0.02, 0.16
+GOAL_RADIUS_M = 0.05
+TIP_LOW_M, TIP_HIGH_M = 0.025, 0.16
 HOVER_M = 0.1
 STEP_M = 0.07  # farthest that the tip moves in a step
 STEPS = 32  # an episode ends here at the latest; the expert needs about half
@@ -180,7 +180,7 @@ def carried(scene: Scene) -> int | None:
         return None
     gap = np.linalg.norm(scene.blocks_m - scene.tip_m, axis=1)
     nearest = int(gap.argmin())
-    return nearest if gap[nearest] < 1.2 * BLOCK_HALF_M else None
+    return nearest if gap[nearest] < 1.6 * BLOCK_HALF_M else None
 
 
 def success(scene: Scene) -> bool:

@@ -28,7 +28,7 @@ from maniflow_overlay.sim.scene import (
 )
 
 MOVING, SETTLING = 16, 6  # physics steps of 4 ms in one step of control
-FINGER_OPEN_M = 0.04  # from the middle to the inner face of a finger
+FINGER_OPEN_M = 0.05  # from the middle to the inner face of a finger
 CURTAIN_DISTANCE_M = 0.3
 CURTAIN_SHARE = 0.9  # of the picture's height and width
 _AWAY = (0.0, 0.0, 9.0)  # above the camera, which looks down
@@ -48,7 +48,7 @@ def _model_xml(camera: TableCamera) -> str:
     fingers = "".join(
         f"""<body pos="{sign * 0.006} 0 0"><joint name="{name}" type="slide" axis="{sign} 0 0"
           range="0 {FINGER_OPEN_M}" damping="4" armature="0.02"/>
-        <geom type="box" pos="0 0 0.018" size="0.006 0.014 0.03" mass="0.02"
+        <geom type="box" pos="0 0 0.018" size="0.006 0.02 0.03" mass="0.02"
           friction="1.5 0.02 0.001" condim="4" rgba="{_rgba(colours.FINGER)}"/></body>"""
         for name, sign in (("left", -1), ("right", 1))
     )
@@ -75,7 +75,7 @@ def _model_xml(camera: TableCamera) -> str:
         {blocks}
         <body name="target" mocap="true" pos="0 0 0.1"/>
         <body name="hand" pos="0 0 0.1" gravcomp="1"><freejoint name="hand"/>
-          <geom type="box" pos="0 0 0.06" size="0.045 0.016 0.012" mass="0.2"
+          <geom type="box" pos="0 0 0.06" size="0.055 0.02 0.012" mass="0.2"
             contype="0" conaffinity="0" rgba="{_rgba(colours.HAND)}"/>
           <geom type="cylinder" pos="0 0 0.1" size="0.014 0.03" mass="0.05"
             contype="0" conaffinity="0" rgba="{_rgba(colours.HAND)}"/>
