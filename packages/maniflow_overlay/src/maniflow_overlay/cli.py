@@ -8,7 +8,7 @@ import typer
 from loom.cli import application, run_app
 
 import maniflow_overlay
-from maniflow_overlay import commands_simulation
+from maniflow_overlay import commands_simulation, commands_train
 
 
 def _checks():
@@ -19,6 +19,8 @@ def _checks():
 
 app = application("maniflow-overlay", maniflow_overlay.__doc__, checks=_checks)
 main = partial(run_app, app)
+commands_train.register(app)
+commands_simulation.register(app)
 
 overlay = typer.Typer(help="Paths drawn into pictures.", no_args_is_help=True)
 app.add_typer(overlay, name="overlay")
@@ -300,8 +302,6 @@ def data_verify(store: Store) -> None:
 
     verify_command(store)
 
-
-commands_simulation.register(app)
 
 servers = typer.Typer(help="Model servers on this machine.", no_args_is_help=True)
 app.add_typer(servers, name="servers")

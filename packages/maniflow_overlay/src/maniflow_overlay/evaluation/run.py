@@ -115,7 +115,7 @@ def _actors(config: MatrixConfig, run: Run[MatrixConfig]) -> Iterator[tuple[Acto
     for baseline in config.baselines:
         yield _BASELINES[baseline](), ""
     if config.runs:
-        from maniflow_overlay.policy.runtime import load_policy  # ty: ignore[import-not-found]
+        from maniflow_overlay.policy.runtime import load_policy  # which imports torch
     for directory in config.runs:
         policy = load_policy(directory, checkpoint=config.checkpoint)
         run.use(f"policy {directory.name}", directory / "config.yaml")
