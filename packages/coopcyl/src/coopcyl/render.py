@@ -76,6 +76,7 @@ def write_scene(
                 poses,
                 each.rig.cameras,
                 facts,
+                2 * np.pi / each.view.table.panorama.width,
             )
         )
         summary[str(each.agent.agent)] = facts | {

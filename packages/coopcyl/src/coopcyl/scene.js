@@ -58,7 +58,8 @@ function draw() {
       if (depth < 0.5) continue;
       const u = Math.round(width / 2 + focal * (m[0][0] * x + m[0][1] * y + m[0][2] * z + m[0][3]) / depth);
       const v = Math.round(height / 2 + focal * (m[1][0] * x + m[1][1] * y + m[1][2] * z + m[1][3]) / depth);
-      const size = Math.max(1, Math.min(5, Math.round(0.09 * focal / depth)));
+      const wide = view.pixel * Math.hypot(x, y, z);
+      const size = Math.max(1, Math.min(7, Math.round(wide * focal / depth)));
       if (u < 0 || v < 0 || u + size > width || v + size > height) continue;
       drawn += 1;
       for (let row = v; row < v + size; row++) {

@@ -36,6 +36,7 @@ class SceneView:
         poses: `pred` and `gt`, as far as they are known: 4x4 from the rig frame to the first one.
         cameras: Of the rig.
         facts: Name -> number, shown in a table.
+        pixel_rad: Angle of a pixel, which gives the points their size.
     """
 
     agent: int
@@ -45,6 +46,7 @@ class SceneView:
     poses: Mapping[str, np.ndarray]
     cameras: Sequence[Camera]
     facts: Mapping[str, float]
+    pixel_rad: float
 
 
 def scene_page(title: str, note: str, views: Sequence[SceneView]) -> str:
@@ -86,6 +88,7 @@ def _embedded(view: SceneView) -> dict[str, Any]:
         "colours": base64.b64encode(np.ascontiguousarray(view.colours).tobytes()).decode(),
         "poses": {name: pose[:3].tolist() for name, pose in view.poses.items()},
         "cameras": [_frustum(camera) for camera in view.cameras],
+        "pixel": view.pixel_rad,
     }
 
 
@@ -110,7 +113,7 @@ def _facts(views: Sequence[SceneView]) -> str:
         + "</tr>"
         for view in views
     )
-    return f"<table><tr><th>vehicle</th>{head}</tr>{body}</table>"
+    return f'<div class="box"><table><tr><th>vehicle</th>{head}</tr>{body}</table></div>'
 
 
 def _pictures(views: Sequence[SceneView]) -> str:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from loom.loop import Every, FitResult, Losses, Prefetch, TrainState, fit
-from loom.progress import Progress
 from loom.run import Run
 
 from coopcyl.batches import SetBatch, SetLoader
 from coopcyl.data.cache import StitchedCache
 from coopcyl.data.sampler import SetSampler
-from coopcyl.data.tree import Frame, Tree
+from coopcyl.data.tree import Tree
 from coopcyl.evaluate import Evaluation, EvaluationSet, evaluate, evaluation_sets
 from coopcyl.matching_loss import matching_losses
 from coopcyl.models.cylnet import CylNet
@@ -63,16 +62,6 @@ def lr_lines(config: TrainConfig) -> list[str]:
         "processes",
         f"[lr] {rates}",
     ]
-
-
-def fill_cache(frames: tuple[Frame, ...], views: StitchedCache, progress: Progress) -> None:
-    """Stitch what is not in the cache yet, so that no step waits for PNG files."""
-    agents = [agent for frame in frames for agent in frame.agents]
-    for done, agent in enumerate(agents, 1):
-        if not views.path(agent).exists():
-            views.read(agent)
-        if done % 16 == 0 or done == len(agents):
-            progress.update(done)
 
 
 def train(

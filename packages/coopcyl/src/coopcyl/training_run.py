@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import typer
+from loom import distributed
 from loom.config import resolve
 from loom.drawing import print_table
 from loom.files import write_json
@@ -18,11 +19,12 @@ from coopcyl.embedded import open_town
 from coopcyl.evaluate import evaluate
 from coopcyl.judging import print_results, results
 from coopcyl.pages import RESULTS, write_report
-from coopcyl.train import TrainingData, fill_cache, lr_lines, train
+from coopcyl.train import TrainingData, lr_lines, train
 from coopcyl.train_config import TrainConfig
 
 GROUPS = Path(__file__).parent / "groups"
 _MOST_ROWS = 30
+_CACHE_STRIDE = 16  # views between two lines of progress
 
 
 def run_training(
@@ -38,17 +40,17 @@ def run_training(
     if resume and source is None and directory is not None:
         source = directory if (directory / "config.yaml").is_file() else None
     resolved = resolve(TrainConfig, source, overrides, groups=GROUPS, flags=flags)
-    with Run.open(
-        "coopcyl", TrainConfig, resolved, directory=directory, resume=resume, archive=archive
-    ) as run:
+    with (
+        Run.open(
+            "coopcyl", TrainConfig, resolved, directory=directory, resume=resume, archive=archive
+        ) as run,
+        distributed.group(),
+    ):
         data = open_data(run.config, run.info)
         run.use("train data", listing_digest(data.train))
         run.use("validation data", listing_digest(data.val))
         for tree in (data.train, data.val):
-            agents = sum(len(frame.agents) for frame in tree.frames)
-            fill_cache(tree.frames, data.views, run.progress(f"cache {tree.split}", agents))
-        counts = data.views.counts
-        run.info(f"[cache] {counts.misses} views stitched to {run.config.dataset.cache}")
+            fill_cache(tree, data.views, run)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model, result = train(run.config, run, data, device)
         found = evaluate(
@@ -63,11 +65,37 @@ def run_training(
 
 
 def open_data(config: TrainConfig, say: Callable[[str], None]) -> TrainingData:
-    """List both splits of the settings; without a root, those of the embedded town."""
+    """List both splits of the settings; without a root, those of the embedded town.
+
+    Where there are several processes, the first one writes the town and the others wait for it.
+    """
     dataset = config.dataset
-    train_tree = open_town(dataset, dataset.split, say)
-    val_tree = open_town(dataset, dataset.val.split, say)
-    return TrainingData(train_tree, val_tree, StitchedCache(dataset.cache, config.reader()))
+
+    def opened() -> TrainingData:
+        return TrainingData(
+            open_town(dataset, dataset.split, say),
+            open_town(dataset, dataset.val.split, say),
+            StitchedCache(dataset.cache, config.reader()),
+        )
+
+    data = opened() if distributed.is_main() else None
+    distributed.agree(False)
+    return data or opened()
+
+
+def fill_cache(tree: Tree, views: StitchedCache, run: Run) -> None:
+    """Stitch what is not in the cache yet, so that no step waits for PNG files."""
+    agents = [agent for frame in tree.frames for agent in frame.agents]
+    own = [agents[i] for i in distributed.sharded_indices(len(agents))]
+    progress = run.progress(f"cache {tree.split}", len(own))
+    for done, agent in enumerate(own, 1):
+        if not views.path(agent).exists():
+            views.read(agent)
+        if done % _CACHE_STRIDE == 0 or done == len(own):
+            progress.update(done)
+    progress.close()
+    distributed.agree(False)
+    run.info(f"[cache] {views.counts.misses} views stitched so far, in {views.folder}")
 
 
 def listing_digest(tree: Tree) -> str:

@@ -2,8 +2,10 @@
 
 Images are stitched whole: no crop and no resize comes before the table. A table depends on the
 cameras' rotations, which in simulated data tremble in the last digits; they are rounded to 0.02
-degrees (0.06 pixels) so that one table serves a whole scenario. Positions are not rounded. Ranges
-are stored as multiples of 1/65535 of the largest one, so a view is the same with and without cache.
+degrees (0.06 pixels) so that one table serves a whole scenario. Positions are rounded to
+micrometres: a rig is computed from poses in the world, and its last digits must not tell where the
+vehicle stands. Ranges are stored as multiples of 1/65535 of the largest one, so a view is the same
+with and without cache.
 
 A panorama that is coarser than its images would show them aliased. Colours are then stitched
 `supersample` times finer in both directions and averaged; ranges never are.
@@ -29,6 +31,7 @@ from coopcyl.geometry.view import View
 
 RANGE_CODES = 65_535
 _ROTATION_STEP_DEG = 0.02
+_ORIGIN_DIGITS = 6
 _TABLES_KEPT = 32
 _WHOLE_BAND = Panorama()
 _FLOAT_FILES = DepthSource()
@@ -108,7 +111,7 @@ class PanoramaReader:
             stitched.rgb,
             decode_range(stitched.range_code, self.max_range_m),
             self.table(stitched.rig),
-            stitched.rig.origins,
+            stitched.rig.origins.round(_ORIGIN_DIGITS),
             stitched.pose_world_from_rig,
             self.max_range_m,
             self.depth.dense,
