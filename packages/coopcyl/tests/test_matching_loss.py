@@ -11,8 +11,8 @@ from coopcyl.data.panoramas import PanoramaReader
 from coopcyl.data.samples import sample_of
 from coopcyl.data.tree import read_tree
 from coopcyl.geometry.panorama import Panorama
+from coopcyl.loss_options import MatchingLossOptions
 from coopcyl.matching_loss import (
-    LossOptions,
     matching_losses,
     pair_losses,
     partner_chances,
@@ -24,7 +24,7 @@ from coopcyl.models.inputs import ViewInput
 from coopcyl.models.options import CylNetOptions
 
 PANORAMA = Panorama(64, 32, "equirect_band", -42, 42)
-OPTIONS = LossOptions()
+OPTIONS = MatchingLossOptions()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from coopcyl.geometry.carla import cords_from_pose, pose_from_cords
 from coopcyl.judging import Question, shuffled
 from coopcyl.restore import restore_model
 from coopcyl.train_config import TrainConfig
-from coopcyl.training_run import run_training
+from coopcyl.training_run import GROUPS, run_training
 from loom.checkpoint import Checkpoints
 from loom.config import resolve
 from loom.errors import UserError
@@ -133,6 +133,41 @@ def test_learning_rate_and_steps_follow_from_the_settings_alone():
         9000: 1e-5,
     }
     assert {step: rate.at(step) for step in golden} == pytest.approx(golden)
+
+
+WORDS = [
+    "machine=local3090",
+    "dataset=opv2v_cyl_coop_ft",
+    "model=mapanything",
+    "loss=overall_loss",
+    "train_params=opv2v_cyl_coop",
+    "dataset.max_sets_per_epoch=5000",
+]
+
+
+def test_the_notes_words_are_groups_and_overrides():
+    four = resolve(TrainConfig, overrides=WORDS, groups=GROUPS).config
+    assert (four.model.name, four.loss.name) == ("mapanything", "overall_loss")
+    assert (four.view_panorama.width, four.view_panorama.height) == (1008, 252)
+    assert four.dataset.views == (2, 4)
+    assert (four.train_params.epochs, four.train_params.lr) == (30, 5e-5)
+    assert four.warmup_steps == 2 * four.steps_per_epoch == 2500
+    words = [w.replace("coop_ft", "coop_ft_5gpu") for w in WORDS]
+    five = resolve(TrainConfig, overrides=words, groups=GROUPS).config
+    assert five == four  # the number of accelerators changes nothing
+
+
+def test_a_loss_of_another_model_is_refused():
+    with pytest.raises(UserError, match="model=cylnet is taught by loss=matching"):
+        resolve(TrainConfig, overrides=["loss=overall_loss"], groups=GROUPS)
+
+
+@pytest.mark.parametrize(("model", "size"), [("cylnet", 60), ("mapanything", 64)])
+def test_panoramas_that_do_not_divide_are_refused(model, size):
+    words = [f"model={model}", f"panorama.width={size}"]
+    words += ["loss=overall_loss"] if model == "mapanything" else []
+    with pytest.raises(UserError, match="multiples of"):
+        resolve(TrainConfig, overrides=words, groups=GROUPS)
 
 
 def test_more_warm_up_than_steps_is_refused():

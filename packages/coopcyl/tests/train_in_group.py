@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--stop", type=int)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("settings", nargs="*")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     fit = module.fit
 

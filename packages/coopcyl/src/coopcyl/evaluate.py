@@ -18,9 +18,8 @@ from coopcyl.data.tree import AgentFrame, Frame
 from coopcyl.geometry.alignment import DEFAULT_SOLVER, SolverOptions
 from coopcyl.geometry.view import View
 from coopcyl.metrics import mask_metrics, pose_baselines, pose_metrics, range_metrics, trans_err_m
-from coopcyl.models.cylnet import CylNet
 from coopcyl.models.inputs import as_input
-from coopcyl.models.predict import Oracle, OracleKind, SetPrediction, predict
+from coopcyl.models.predict import Network, Oracle, OracleKind, SetPrediction, predict
 
 VIEW_METRICS = (
     "absrel",
@@ -101,7 +100,7 @@ def evaluation_sets(
 
 
 def evaluate(
-    model: CylNet,
+    model: Network,
     sets: Sequence[EvaluationSet],
     read: Callable[[AgentFrame], View],
     solver: SolverOptions = DEFAULT_SOLVER,
@@ -142,7 +141,7 @@ def evaluate(
 
 
 def predict_sample(
-    model: CylNet,
+    model: Network,
     sample: SetSample,
     solver: SolverOptions = DEFAULT_SOLVER,
     oracle: frozenset[OracleKind] = frozenset(),

@@ -28,6 +28,7 @@ from coopcyl.evaluate import (
     predict_sample,
 )
 from coopcyl.looking import choose_frame, see
+from coopcyl.models.cylnet import CylNet
 from coopcyl.models.predict import OracleKind, SetPrediction
 from coopcyl.render import write_scene
 from coopcyl.restore import Restored, restore_model
@@ -194,6 +195,8 @@ def run_parity(question: Question, *, as_json: bool) -> bool:
 
 def parity(restored: Restored, batch: SetBatch, found: Iterable[SetPrediction]) -> dict[str, float]:
     """Return the largest differences between a training batch's outputs and predictions."""
+    if not isinstance(restored.model, CylNet):
+        raise UserError("MapAnything takes one path only", hint="parity is about model=cylnet")
     with torch.no_grad():
         maps = restored.model(batch.views, batch.per_set)
     views = [view for each in found for view in each.views]
@@ -274,12 +277,13 @@ def _name(oracle: Collection[str]) -> str:
 
 
 def _require_same_network(own: TrainConfig, given: TrainConfig) -> None:
-    for section in ("model", "panorama"):
+    for section in ("model", "view_panorama"):
         was, now = getattr(own, section), getattr(given, section)
         if was != now:
+            name = section.removeprefix("view_")
             raise UserError(
-                f"{section} was {was!r} in training and is {now!r} now",
-                hint=f"leave out the overrides of {section}.*: the network belongs to it",
+                f"{name} was {was!r} in training and is {now!r} now",
+                hint=f"leave out the overrides of {name}.*: the network belongs to it",
             )
 
 

@@ -10,36 +10,19 @@ from itertools import combinations
 from typing import NamedTuple
 
 import torch
-from loom.config import Config
 from loom.loop import Losses, Term
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from coopcyl.batches import SetBatch
-from coopcyl.losses import NonAmbiguousMaskLoss, PosWeight, masked_mean
+from coopcyl.loss_options import MatchingLossOptions
+from coopcyl.losses import NonAmbiguousMaskLoss, masked_mean
 from coopcyl.models.cylnet import STRIDE, CylNet, TokenMaps
 
 _NEAR_M, _NEAR_SHARE = 0.3, 0.07
 _LEAST_CHANCE = 1e-9
 _FAR_SPREADS = 6.0  # of a partner's distance; beyond, exp gives numbers too small to be quick
 _SECOND_RANGE_WEIGHT = 2.0  # of the expectation's distance beside the cross-entropy
-
-
-class LossOptions(Config):
-    """Weights of the network's losses."""
-
-    range: float = Field(1.0, ge=0, description="cross-entropy and distance of the log range")
-    pixels: float = Field(0.5, ge=0, description="distance of each pixel's log range")
-    match: float = Field(1.0, ge=0, description="cross-entropy of each token's partner")
-    covisible: float = Field(0.3, ge=0, description="whether another view sees a token")
-    mask: float = Field(0.2, ge=0, description="non-ambiguous mask")
-    scale: float = Field(0.2, ge=0, description="correction of a view's log scale")
-    pos_weight: PosWeight = Field(
-        1.0, description="of the mask's positive pixels; auto: negatives over positives of a set"
-    )
-    queries: int = Field(192, ge=1, description="tokens per view that are asked for their partner")
-    match_range_m: float = Field(60.0, gt=0, description="tokens further away are not matched")
 
 
 class TokenTruth(NamedTuple):
@@ -70,7 +53,7 @@ def token_truth(batch: SetBatch) -> TokenTruth:
     return TokenTruth(range_m, points, at_tokens(batch.keys))
 
 
-def matching_losses(model: CylNet, batch: SetBatch, options: LossOptions) -> Losses:
+def matching_losses(model: CylNet, batch: SetBatch, options: MatchingLossOptions) -> Losses:
     """Return the losses of a batch."""
     maps = model(batch.views, batch.per_set)
     truth = token_truth(batch)
@@ -150,7 +133,7 @@ def two_hot_loss(logits: Tensor, wanted: Tensor, bins: Tensor) -> Tensor:
 
 
 def pair_losses(
-    model: CylNet, maps: TokenMaps, truth: TokenTruth, i: int, j: int, options: LossOptions
+    model: CylNet, maps: TokenMaps, truth: TokenTruth, i: int, j: int, options: MatchingLossOptions
 ) -> tuple[Tensor, Tensor]:
     """Return the losses of two views' matches and of who sees what."""
     distance = torch.cdist(truth.points[i], truth.points[j])

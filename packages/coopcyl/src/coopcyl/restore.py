@@ -8,7 +8,7 @@ from loom.checkpoint import Checkpoints, newest_folder
 from loom.config import resolve
 from loom.files import sha256_file
 
-from coopcyl.models.cylnet import CylNet
+from coopcyl.models.predict import Network
 from coopcyl.train import new_model
 from coopcyl.train_config import TrainConfig
 
@@ -16,7 +16,7 @@ from coopcyl.train_config import TrainConfig
 class Restored(NamedTuple):
     """A network in evaluation mode, its settings, and where both come from."""
 
-    model: CylNet
+    model: Network
     config: TrainConfig
     step: int
     run: Path

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from loom.loop import Every, FitResult, Losses, Prefetch, TrainState, fit
@@ -12,11 +13,17 @@ from coopcyl.data.cache import StitchedCache
 from coopcyl.data.sampler import SetSampler
 from coopcyl.data.tree import Tree
 from coopcyl.evaluate import Evaluation, EvaluationSet, evaluate, evaluation_sets
+from coopcyl.loss_options import OverallLossOptions
 from coopcyl.matching_loss import matching_losses
 from coopcyl.models.cylnet import CylNet
+from coopcyl.models.mapanything import MapAnythingAdapter, load_mapanything
+from coopcyl.models.options import MapAnythingOptions
+from coopcyl.models.predict import Network
+from coopcyl.overall_loss import overall_loss
 from coopcyl.train_config import TrainConfig
 
 HEADLINE = "trans_err_m_median"
+TEMPERATURE = "temperature"
 
 
 @dataclass(frozen=True)
@@ -33,28 +40,40 @@ class TrainingData:
         return evaluation_sets(self.val.frames, val.views, val.max_sets_per_epoch)
 
 
-def new_model(config: TrainConfig, generator: torch.Generator) -> CylNet:
-    """Return an untrained network for the panorama of the settings."""
-    return CylNet(config.model, config.panorama.height, config.panorama.width, generator)
+def new_model(config: TrainConfig, generator: torch.Generator) -> Network:
+    """Return the network of the settings: an untrained CylNet, or MapAnything's weights."""
+    if isinstance(config.model, MapAnythingOptions):
+        return load_mapanything(config.model)
+    panorama = config.view_panorama
+    return CylNet(config.model, panorama.height, panorama.width, generator)
 
 
-def new_optimizer(config: TrainConfig, model: CylNet) -> torch.optim.AdamW:
-    """Return AdamW; the matching temperature has a group of its own and no decay."""
-    rest = [p for name, p in model.named_parameters() if name != "temperature"]
+def new_optimizer(config: TrainConfig, model: Network) -> torch.optim.AdamW:
+    """Return AdamW; CylNet's matching temperature has a group of its own and no decay."""
+    rest = [p for name, p in model.named_parameters() if name != TEMPERATURE]
+    groups: list[dict[str, Any]] = [{"name": "network", "params": rest}]
+    if isinstance(model, CylNet):
+        groups.append({"name": TEMPERATURE, "params": [model.temperature], "weight_decay": 0.0})
     return torch.optim.AdamW(
-        [
-            {"name": "network", "params": rest},
-            {"name": "temperature", "params": [model.temperature], "weight_decay": 0.0},
-        ],
+        groups,
         betas=config.train_params.betas,
         weight_decay=config.train_params.weight_decay,
     )
 
 
+def losses(config: TrainConfig, model: Network, batch: SetBatch) -> Losses:
+    """Return the losses that belong to the network."""
+    if isinstance(config.loss, OverallLossOptions):
+        assert isinstance(model, MapAnythingAdapter)
+        return overall_loss(model, batch, config.loss)
+    assert isinstance(model, CylNet)
+    return matching_losses(model, batch, config.loss)
+
+
 def lr_lines(config: TrainConfig) -> list[str]:
     """Return what a training will do, before it does it: steps, samples, learning rates."""
     params, schedule, total = config.train_params, config.lr(), config.max_steps
-    marks = dict.fromkeys((0, params.warmup_steps, total // 2, total - 1))
+    marks = dict.fromkeys((0, config.warmup_steps, total // 2, total - 1))
     rates = ", ".join(f"{schedule.at(step):.3g} at {step}" for step in marks)
     return [
         f"[steps] {params.epochs} epochs x {config.steps_per_epoch} steps = {total} steps of "
@@ -66,7 +85,7 @@ def lr_lines(config: TrainConfig) -> list[str]:
 
 def train(
     config: TrainConfig, run: Run, data: TrainingData, device: str = "cpu"
-) -> tuple[CylNet, FitResult]:
+) -> tuple[Network, FitResult]:
     """Train, writing records and checkpoints into the run's directory; return what is judged."""
     sampler = SetSampler(
         data.train.frames, config.seed, config.train_params.global_batch, config.dataset.views
@@ -77,14 +96,12 @@ def train(
     state = TrainState(model, new_optimizer(config, model), ema_decay=config.train_params.ema_decay)
     for line in lr_lines(config):
         run.info(line)
-    schedule, factor = config.lr(), config.train_params.temperature_lr_factor
+    schedule = config.lr()
+    factors = {"network": 1.0, TEMPERATURE: config.train_params.temperature_lr_factor}
+    factors = {group["name"]: factors[group["name"]] for group in state.optimizer.param_groups}
 
     def rates(step: int) -> Mapping[str, float]:
-        rate = schedule.at(step)
-        return {"network": rate, "temperature": factor * rate}
-
-    def loss(model: CylNet, batch: SetBatch, step: int) -> Losses:
-        return matching_losses(model, batch, config.loss)
+        return {name: factor * schedule.at(step) for name, factor in factors.items()}
 
     sets = data.val_sets(config)
     try:
@@ -93,7 +110,7 @@ def train(
             state,
             steps=config.max_steps,
             batch=batches,
-            loss=loss,
+            loss=lambda model, batch, step: losses(config, model, batch),
             lr=rates,
             evaluate=Every(
                 config.eval_interval,

@@ -15,16 +15,23 @@ from coopcyl.config import DatasetSection, PanoramaSection
 from coopcyl.data.panoramas import PanoramaReader
 from coopcyl.data.samples import Augmentation
 from coopcyl.geometry.alignment import SolverOptions
-from coopcyl.matching_loss import LossOptions
-from coopcyl.models.options import CylNetOptions
+from coopcyl.loss_options import MatchingLossOptions, OverallLossOptions
+from coopcyl.models.options import PATCH, CylNetOptions, ModelOptions
 
 
 class NetworkPanorama(PanoramaSection):
     """The panorama that the network sees."""
 
-    width: int = Field(256, ge=8, le=8192, multiple_of=8)
-    height: int = Field(64, ge=8, le=4096, multiple_of=8)
+    width: int = Field(256, ge=8, le=8192)
+    height: int = Field(64, ge=8, le=4096)
     supersample: int = Field(2, ge=1, le=8, description="finer colours, averaged")
+
+
+_PANORAMAS = {
+    "cylnet": NetworkPanorama(),
+    "mapanything": NetworkPanorama(width=1008, height=252, supersample=1),
+}
+_MULTIPLES = {"cylnet": 8, "mapanything": PATCH}
 
 
 class ValidationSection(Config):
@@ -57,6 +64,7 @@ class TrainParams(Config):
     lr: PositiveFloat = 1.5e-3
     min_lr: float = Field(3e-5, ge=0)
     warmup_steps: int = Field(60, ge=0)
+    warmup_epochs: int | None = Field(None, ge=0, description="instead of warmup_steps")
     temperature_lr_factor: PositiveFloat = Field(
         5.0, description="rate of the matching temperature over that of the rest"
     )
@@ -100,9 +108,11 @@ class TrainConfig(Config):
     name: str = "cylnet"
     seed: int = Field(0, ge=0)
     dataset: TrainDataset = TrainDataset()
-    panorama: NetworkPanorama = NetworkPanorama()
-    model: CylNetOptions = CylNetOptions()
-    loss: LossOptions = LossOptions()
+    panorama: NetworkPanorama | None = Field(
+        None, description="null: 256x64 for cylnet, 1008x252 for mapanything"
+    )
+    model: ModelOptions = CylNetOptions()
+    loss: MatchingLossOptions | OverallLossOptions = MatchingLossOptions()
     train_params: TrainParams = TrainParams()
     augmentation: AugmentationSection = AugmentationSection()
     solver: SolverSection = SolverSection()
@@ -119,13 +129,46 @@ class TrainConfig(Config):
     checkpoint_interval: int = Field(500, ge=1)
 
     @model_validator(mode="after")
-    def _an_epoch_has_a_step(self) -> "TrainConfig":
-        if self.train_params.warmup_steps > self.max_steps:
+    def _warm_up_ends(self) -> "TrainConfig":
+        if self.warmup_steps > self.max_steps:
             raise ValueError(
-                f"train_params.warmup_steps is {self.train_params.warmup_steps}, but there are "
-                f"only {self.max_steps} steps"
+                f"train_params.warmup_steps is {self.warmup_steps}, but there are only "
+                f"{self.max_steps} steps"
             )
         return self
+
+    @model_validator(mode="after")
+    def _model_and_loss_belong_together(self) -> "TrainConfig":
+        wanted = "overall_loss" if self.model.name == "mapanything" else "matching"
+        if self.loss.name != wanted:
+            raise ValueError(
+                f"loss is {self.loss.name}, but model={self.model.name} is taught by loss={wanted}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_panorama_divides(self) -> "TrainConfig":
+        width, height = self.view_panorama.width, self.view_panorama.height
+        multiple = _MULTIPLES[self.model.name]
+        if width % multiple or height % multiple:
+            raise ValueError(
+                f"panorama is {width}x{height}; for model={self.model.name} both must be "
+                f"multiples of {multiple}"
+            )
+        return self
+
+    @property
+    def view_panorama(self) -> NetworkPanorama:
+        """The panorama of the settings, or that of the model."""
+        return self.panorama or _PANORAMAS[self.model.name]
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up."""
+        params = self.train_params
+        if params.warmup_epochs is None:
+            return params.warmup_steps
+        return params.warmup_epochs * self.steps_per_epoch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -142,7 +185,7 @@ class TrainConfig(Config):
     def lr(self) -> WarmupCosine:
         """Return the learning rate as a function of the global step."""
         params = self.train_params
-        return WarmupCosine(params.lr, params.warmup_steps, self.max_steps, params.min_lr)
+        return WarmupCosine(params.lr, self.warmup_steps, self.max_steps, params.min_lr)
 
     def schedules(self) -> Mapping[str, Schedule]:
         """Return what changes over training."""
@@ -151,8 +194,8 @@ class TrainConfig(Config):
     def reader(self) -> PanoramaReader:
         """Return the reader of the views."""
         return PanoramaReader(
-            self.panorama.build(),
+            self.view_panorama.build(),
             self.dataset.depth(),
             self.dataset.max_range_m,
-            self.panorama.supersample,
+            self.view_panorama.supersample,
         )

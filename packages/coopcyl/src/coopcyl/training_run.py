@@ -39,7 +39,7 @@ def run_training(
     """Train, judge the result, write the page; return the run directory."""
     if resume and source is None and directory is not None:
         source = directory if (directory / "config.yaml").is_file() else None
-    resolved = resolve(TrainConfig, source, overrides, groups=GROUPS, flags=flags)
+    resolved = resolve(TrainConfig, source, overrides, groups=groups_of(source), flags=flags)
     with (
         Run.open(
             "coopcyl", TrainConfig, resolved, directory=directory, resume=resume, archive=archive
@@ -62,6 +62,12 @@ def run_training(
         print_results({"network": found})
         typer.echo(f"report: {write_report(run.dir)}")
     return run.dir
+
+
+def groups_of(source: Path | None) -> Path:
+    """Return the folder of the groups: that beside a file of settings, or our own."""
+    beside = source.parent / "groups" if source is not None else GROUPS
+    return beside if beside.is_dir() else GROUPS
 
 
 def open_data(config: TrainConfig, say: Callable[[str], None]) -> TrainingData:
@@ -111,7 +117,7 @@ def print_schedule(
     source: Path | None, overrides: Sequence[str] | None, flags: dict[str, Any]
 ) -> None:
     """Print the steps of a training and its learning rate at each epoch's first step."""
-    config = resolve(TrainConfig, source, overrides, groups=GROUPS, flags=flags).config
+    config = resolve(TrainConfig, source, overrides, groups=groups_of(source), flags=flags).config
     typer.echo("\n".join(lr_lines(config)))
     every = max(1, config.train_params.epochs // _MOST_ROWS)
     rows = [

@@ -5,6 +5,8 @@ from typing import Literal
 from loom.config import Config
 from pydantic import Field
 
+PATCH = 14  # pixels of MapAnything's patches
+
 
 class CylNetOptions(Config):
     """Size of `CylNet`."""
@@ -23,3 +25,16 @@ class CylNetOptions(Config):
     precision: Literal["bf16", "fp32"] = Field(
         "bf16", description="of the convolutions; heads, losses and poses are always fp32"
     )
+
+
+class MapAnythingOptions(Config):
+    """The real MapAnything, where it is installed."""
+
+    name: Literal["mapanything"] = "mapanything"
+    weights: str = Field(
+        "facebook/map-anything-apache",
+        description="folder or name; this one is Apache-2.0, facebook/map-anything CC-BY-NC-4.0",
+    )
+
+
+ModelOptions = CylNetOptions | MapAnythingOptions

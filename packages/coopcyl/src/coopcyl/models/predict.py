@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from loom.errors import UserError
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from coopcyl.geometry.matching import Tokens, matched_points, mutual_matches, or
 from coopcyl.geometry.pose_tree import Pair, PairPose, chain_poses
 from coopcyl.models.cylnet import STRIDE, CylNet, TokenMaps
 from coopcyl.models.inputs import ViewInput
+from coopcyl.models.mapanything import MapAnythingAdapter
 
 OracleKind = Literal["depth", "match", "pose"]
 _SIGMA_LIMITS = (0.03, 0.5)
@@ -80,9 +82,12 @@ class SetPrediction:
     views: list[dict[str, Tensor]]
 
 
+Network = CylNet | MapAnythingAdapter
+
+
 @torch.no_grad()
 def predict(
-    model: CylNet,
+    model: Network,
     views: ViewInput,
     solver: SolverOptions = DEFAULT_SOLVER,
     oracle: Oracle | None = None,
@@ -95,6 +100,8 @@ def predict(
         solver: Settings of the pose solver.
         oracle: The truth in place of a stage; only for measuring.
     """
+    if isinstance(model, MapAnythingAdapter):
+        return _predict_by_pose(model, views, oracle)
     maps = model(views, len(views.image))
     tokens = view_tokens(maps, views)
     if oracle is not None and "depth" in oracle.kinds:
@@ -107,6 +114,20 @@ def predict(
     if oracle is not None and "pose" in oracle.kinds:
         poses, confidence = oracle.poses, np.ones(len(tokens))
     return SetPrediction(poses, confidence, pairs, forward_keys(maps, views, poses))
+
+
+def _predict_by_pose(
+    model: MapAnythingAdapter, views: ViewInput, oracle: Oracle | None
+) -> SetPrediction:
+    """Predict with a network that gives poses itself: there are no matches, and no pairs."""
+    if oracle is not None and oracle.kinds != {"pose"}:
+        raise UserError(
+            "MapAnything has neither tokens nor matches to replace", hint="--oracle pose only"
+        )
+    found = model(views, len(views.image))
+    poses = model.poses(found) if oracle is None else oracle.poses
+    sure = [float((1 - 1 / view["conf"]).mean()) for view in found]
+    return SetPrediction(poses, np.array([1.0, *sure[1:]]), {}, found)
 
 
 def view_tokens(maps: TokenMaps, views: ViewInput) -> list[ViewTokens]:
