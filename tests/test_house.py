@@ -137,9 +137,10 @@ def command(package: str) -> list[str]:
 
 @pytest.mark.parametrize("package", [CORE, *THREADS])
 def test_help_does_not_import_torch(package):
+    command = "__main__" if package == CORE else "cli"
     code = (
         f"import sys; sys.argv = ['{package}', '--help']\n"
-        f"from {package}.cli import main\n"
+        f"from {package}.{command} import main\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
         "heavy = {'torch', 'scipy', 'tensorboard'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

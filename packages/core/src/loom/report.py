@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -21,7 +22,16 @@ from loom.config import flatten
 from loom.files import explained, write_atomic
 from loom.report_curves import Curves, Series, curves_html, format_number
 
-Cell = str | float | int | bool | None
+
+class Link(NamedTuple):
+    """A cell that leads to a file beside the page."""
+
+    text: str
+    target: str
+    """Relative path with forward slashes."""
+
+
+Cell = str | float | int | bool | Link | None
 Picture = bytes | np.ndarray
 
 NOT_EVALUATED = "not evaluated"
@@ -251,7 +261,8 @@ def _cell(value: Cell, number: bool, decimals: int | None) -> str:
         shown = f"{value:,.{decimals}f}"
     else:
         shown = _shown(value)
-    key = float(value) if _is_number(value) else str(value)
+    plain = value.text if isinstance(value, Link) else value
+    key = float(plain) if _is_number(plain) else str(plain)
     order = {math.inf: "Infinity", -math.inf: "-Infinity"}.get(key, str(key))  # as JavaScript reads
     return f'<td class="{classes}" data-value="{escape(order)}">{shown}</td>'
 
@@ -305,6 +316,8 @@ def _is_number(value: object) -> bool:
 def _shown(value: object) -> str:
     if value is None:
         return NOT_EVALUATED
+    if isinstance(value, Link):
+        return f'<a href="{quote(value.target)}">{escape(value.text)}</a>'
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
