@@ -5,7 +5,7 @@ from functools import partial
 from loom.cli import application, run_app
 
 import end2race
-from end2race.commands import simulate
+from end2race.commands import simulate, train
 
 
 def _checks():
@@ -18,3 +18,4 @@ app = application("end2race", end2race.__doc__, checks=_checks)
 main = partial(run_app, app)
 
 simulate.register(app)
+train.register(app)
