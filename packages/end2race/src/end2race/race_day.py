@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loom.files import write_json
 
@@ -24,6 +25,9 @@ from end2race.sim.closed_loop import (
 from end2race.sim.score import Score, score
 from end2race.sim.sensors import Lidar
 from end2race.sim.track import Track
+
+if TYPE_CHECKING:
+    from end2race.driver import HiddenMode
 
 CONSTANT_M_S = 2.0
 
@@ -60,6 +64,19 @@ def baselines() -> dict[str, Policy]:
         "constant": ConstantDriver(0.0, CONSTANT_M_S),
         "expert": ExpertDriver(),
     }
+
+
+def networks(checkpoints: Sequence[Path], hidden_mode: HiddenMode) -> dict[str, Policy]:
+    """Load trained drivers, by the names of their runs or files; equal names are numbered."""
+    from end2race.driver import Driver
+
+    drivers: dict[str, Policy] = {}
+    for path in checkpoints:
+        name, number = path.resolve().name, 2
+        while name in drivers:
+            name, number = f"{path.resolve().name} ({number})", number + 1
+        drivers[name] = Driver.load(path, hidden_mode)
+    return drivers
 
 
 def race_day(

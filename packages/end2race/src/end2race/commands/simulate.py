@@ -17,6 +17,13 @@ class Look(StrEnum):
     FIXED = "fixed"
 
 
+class HiddenMode(StrEnum):
+    """What the recurrent state begins from."""
+
+    WINDOW = "window"
+    CARRY = "carry"
+
+
 class Split(StrEnum):
     """Splits of a dataset."""
 
@@ -72,22 +79,41 @@ def sim_collect(
 
 
 def drive(
+    ckpt: Annotated[
+        list[Path] | None,
+        typer.Option(help="Run, checkpoint or model file; several are driven one after another."),
+    ] = None,
+    hidden_mode: Annotated[
+        HiddenMode,
+        typer.Option(
+            "--hidden-mode",
+            "--hidden_mode",
+            help="Recurrent state: over the last frames as in training, or carried along.",
+        ),
+    ] = HiddenMode.WINDOW,
     tracks: Annotated[int, typer.Option(min=1, help="Unseen procedural tracks.")] = 8,
     track_dir: TrackDir = None,
     seeds: Annotated[int, typer.Option(min=1, help="Starts on each track.")] = 1,
     appearance: LookOption = Look.RANDOM,
-    limit_s: Annotated[float, typer.Option(min=1, help="Seconds until a car is stopped.")] = 40.0,
+    limit_s: Annotated[
+        float, typer.Option("--limit-s", min=1, help="Seconds until a car is stopped.")
+    ] = 40.0,
     blank: Annotated[bool, typer.Option("--blank", help="Black images and empty clouds.")] = False,
     video: Annotated[
         Path | None, typer.Option(help="Film the first race: .webp, .gif or .mp4.")
     ] = None,
-    json_path: Annotated[Path | None, typer.Option(help="Write every race as JSON.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json-path", "--json_path", help="Write every race as JSON.")
+    ] = None,
 ) -> None:
-    """Race in closed loop on tracks that no training has seen, beside the baselines."""
+    """Race in closed loop on tracks that no training has seen, beside the baselines.
+
+    Without --ckpt only the baselines drive: copycat, constant command, expert.
+    """
     from loom.drawing import print_table
 
     from end2race.film import check_video_name
-    from end2race.race_day import Setting, baselines, race_day, scores, write_results
+    from end2race.race_day import Setting, baselines, networks, race_day, scores, write_results
     from end2race.sim.score import COLUMNS, score_rows
     from end2race.sim.track_files import read_tracks
 
@@ -99,7 +125,9 @@ def drive(
         appearance is Look.FIXED,
         limit_s,
     )
-    results = race_day(baselines(), setting, blank=blank, video=video, say=typer.echo)
+    drivers = networks(ckpt, hidden_mode.value) if ckpt else {}
+    drivers |= baselines()
+    results = race_day(drivers, setting, blank=blank, video=video, say=typer.echo)
     print_table(COLUMNS, score_rows(scores(results)))
     if json_path is not None:
         write_results(json_path, results)
