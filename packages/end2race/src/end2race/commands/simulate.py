@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from loom.cli import Archive, Overrides, RunDir
 from loom.errors import UserError
 
 
@@ -41,8 +42,16 @@ LookOption = Annotated[Look, typer.Option(help="Colours: new ones for each drive
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
+    app.command("demo")(demo)
     app.command("sim-collect")(sim_collect)
     app.command("drive")(drive)
+
+
+def demo(overrides: Overrides = None, run_dir: RunDir = None, archive: Archive = False) -> None:
+    """Collect, teach, cache, distil, drive: a few CPU-minutes, a table, a video, one page."""
+    from end2race.demo import run_demo
+
+    run_demo(overrides, run_dir, archive=archive)
 
 
 def sim_collect(
@@ -112,7 +121,7 @@ def drive(
     """
     from loom.drawing import print_table
 
-    from end2race.film import check_video_name
+    from end2race.film import check_video_name, write_video
     from end2race.race_day import Setting, baselines, networks, race_day, scores, write_results
     from end2race.sim.score import COLUMNS, score_rows
     from end2race.sim.track_files import read_tracks
@@ -127,10 +136,15 @@ def drive(
     )
     drivers = networks(ckpt, hidden_mode.value) if ckpt else {}
     drivers |= baselines()
-    results = race_day(drivers, setting, blank=blank, video=video, say=typer.echo)
-    print_table(COLUMNS, score_rows(scores(results)))
+    first = next(iter(drivers))
+    filmed = first if video is not None else None
+    heats = race_day(drivers, setting, blank=blank, film=filmed, say=typer.echo)
+    print_table(COLUMNS, score_rows(scores(heats)))
+    film = heats[first].film
+    if video is not None and film is not None:
+        typer.echo(f"video of {first}: {write_video(video, film.frames)}")
     if json_path is not None:
-        write_results(json_path, results)
+        write_results(json_path, heats)
 
 
 def _size(text: str) -> tuple[int, int]:
