@@ -73,13 +73,7 @@ class ActionErrors:
         Raises:
             UserError: There is not one name and one weight for each component, or no sample.
         """
-        components = len(self._sums["mean"])
-        for what, given in (("action_names", names), ("overall_weights", overall_weights)):
-            if len(given) != components:
-                raise UserError(
-                    f"{what} has {len(given)} values, the actions have {components}",
-                    hint=f"give {components} values, separated by a comma",
-                )
+        self.check_names(names, overall_weights)
         if not self.count:
             raise UserError("there is no sample to evaluate", hint="check the split")
         found: dict[str, float | None] = {}
@@ -95,6 +89,20 @@ class ActionErrors:
         found["mse_mean"], found["mae_mean"] = float(mse.mean()), float(mae.mean())
         found["overall_weighted_mse"] = float(np.dot(overall_weights, mse))
         return found
+
+    def check_names(self, names: Sequence[str], overall_weights: Sequence[float]) -> None:
+        """Require one name and one weight for each component.
+
+        Raises:
+            UserError: There are more or fewer.
+        """
+        components = len(self._sums["mean"])
+        for what, given in (("action_names", names), ("overall_weights", overall_weights)):
+            if len(given) != components:
+                raise UserError(
+                    f"{what} has {len(given)} values, the actions have {components}",
+                    hint=f"give {components} values, separated by a comma",
+                )
 
     @property
     def target_mean(self) -> np.ndarray:

@@ -170,7 +170,7 @@ def train_driver(
         write_model_file(run.dir, file)
     section = config.train
     for module in (model, *(extras or {}).values()):
-        module.to(chosen_device(config))
+        module.to(device_of_setting(config.device))
     groups: list[dict[str, Any]] = [{"name": "model", "params": list(model.parameters())}]
     for name, extra in (extras or {}).items():
         groups.append({"name": name, "params": list(extra.parameters())})
@@ -208,16 +208,18 @@ def train_driver(
     return result
 
 
-def chosen_device(config: DriverConfig) -> torch.device:
-    """Return the device of the settings; `auto` takes CUDA where there is one.
+def device_of_setting(device: str) -> torch.device:
+    """Return the device that a setting means; `auto` takes CUDA where there is one.
 
     Raises:
-        UserError: CUDA is asked for and there is none.
+        UserError: It is unknown, or CUDA is asked for and there is none.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device {device!r}", hint="take auto, cpu or cuda")
     available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
+    if device == "cuda" and not available:
         raise UserError("device=cuda, but torch finds no CUDA device", hint="take device=auto")
-    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 
 def new_model(config: DriverConfig, run: Run, file: ModelFile) -> Any:
