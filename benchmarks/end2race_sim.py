@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 from end2race.sim.appearance import PLAIN
-from end2race.sim.field import Field
+from end2race.sim.kernels import Field
 from end2race.sim.sensors import camera, lidar, see, sweep
 from end2race.sim.track import procedural_track
 from scipy.ndimage import map_coordinates

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 from end2race.sim.appearance import PLAIN
-from end2race.sim.car import FASTEST_M_S, WHEELBASE_M, CarState, advance
+from end2race.sim.car import CarState, advance
 from end2race.sim.closed_loop import (
     ConstantDriver,
     CopycatDriver,
@@ -13,7 +13,7 @@ from end2race.sim.closed_loop import (
     unseen_tracks,
 )
 from end2race.sim.expert import LATERAL_M_S2, LONGITUDINAL_M_S2, Expert, speed_profile
-from end2race.sim.field import Field
+from end2race.sim.kernels import FASTEST_M_S, WHEELBASE_M, Field
 from end2race.sim.race import Race
 
 OPEN = Field(np.full((10, 10), 100.0, np.float32), -500.0, -500.0, 100.0)

@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 from end2race.sim.appearance import PLAIN, random_appearance
-from end2race.sim.sensors import WALL_HEIGHT_M, camera, lidar, see, sweep
+from end2race.sim.kernels import WALL_HEIGHT_M
+from end2race.sim.sensors import camera, lidar, see, sweep
 from end2race.sim.track import procedural_track
 
 RED, GREEN, BLUE = np.eye(3)
@@ -74,7 +75,7 @@ def test_range_noise_moves_points_along_their_rays(track):
 
 
 def test_a_wall_straight_ahead_has_the_height_of_the_closed_form():
-    from end2race.sim.field import Field
+    from end2race.sim.kernels import Field
 
     y, x = np.mgrid[0:200, 0:200] * 0.05
     field = Field((8.0 - x).astype(np.float32), 0.0, -5.0, 0.05)  # a wall at x = 8

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import shapely
-from end2race.sim.field import cast
+from end2race.sim.kernels import cast
 from end2race.sim.track import SPACING_M, procedural_track, track_from_centreline
 from end2race.sim.track_files import read_map, read_tracks
 from loom.errors import UserError

@@ -5,7 +5,7 @@ from functools import partial
 from loom.cli import application, run_app
 
 import end2race
-from end2race.commands import evaluate, simulate, train
+from end2race.commands import cache, evaluate, simulate, train
 
 
 def _checks():
@@ -20,3 +20,4 @@ main = partial(run_app, app)
 simulate.register(app)
 train.register(app)
 evaluate.register(app)
+cache.register(app)

@@ -1,6 +1,7 @@
-"""The dataset that every clone can make, used by commands that are given none.
+"""The dataset and the teacher that every clone can make, used by commands that are given none.
 
-It is recorded once in the simulator, under `data/end2race` of the working directory.
+The dataset is recorded once in the simulator, and the teacher trained once on it with the default
+settings, under `data/end2race` of the working directory.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 DATASET = Path("data/end2race/racing")
+TEACHER = Path("data/end2race/teacher")
 TRACKS = {"train": 12, "valid": 4}
 DRIVES, FRAMES = 2, 40
 
@@ -32,3 +34,19 @@ def default_dataset(say: Callable[[str], None], folder: Path = DATASET) -> Path:
         unfinished.rename(folder)
         say(f"[data] {frames:,} frames of the simulator were recorded to {folder}")
     return folder
+
+
+def default_teacher(
+    say: Callable[[str], None], directory: Path = TEACHER, folder: Path = DATASET
+) -> Path:
+    """Return the run directory of the embedded teacher; train it if it is not there yet."""
+    from loom.progress import STATUS_FILE, read_status
+
+    from end2race.training_run import run_teacher
+
+    begun = (directory / STATUS_FILE).is_file()
+    if not begun or read_status(directory)["state"] != "finished":
+        root = default_dataset(say, folder)
+        say(f"[data] training the embedded teacher in {directory}")
+        run_teacher(flags={"data.root": root}, directory=directory, resume=begun)
+    return directory

@@ -11,8 +11,8 @@ from loom.files import explained
 from PIL import Image, ImageDraw
 
 from end2race.data.calibration import Calibration
-from end2race.sim.car import CONTROL_HZ
 from end2race.sim.closed_loop import Observation
+from end2race.sim.kernels import CONTROL_HZ
 from end2race.sim.race import Race
 from end2race.sim.sensors import Lidar, camera, lidar, see, sweep
 from end2race.sim.track import Track

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from loom.files import write_json
 
-from end2race.film import Film, write_video
+from end2race.film import Film
 from end2race.sim.closed_loop import (
     LIMIT_S,
     ConstantDriver,
@@ -25,7 +26,24 @@ from end2race.sim.score import Score, score
 from end2race.sim.sensors import Lidar
 from end2race.sim.track import Track
 
+if TYPE_CHECKING:
+    from end2race.driver import HiddenMode
+
 CONSTANT_M_S = 2.0
+
+
+class Heat(NamedTuple):
+    """A driver's races.
+
+    Attributes:
+        entries: the starts, their races driven to the end.
+        results: how each ended.
+        film: of the first race, if it was filmed.
+    """
+
+    entries: list[Entry]
+    results: list[LapResult]
+    film: Film | None
 
 
 @dataclass(frozen=True)
@@ -62,50 +80,66 @@ def baselines() -> dict[str, Policy]:
     }
 
 
+def networks(checkpoints: Sequence[Path], hidden_mode: HiddenMode) -> dict[str, Policy]:
+    """Load trained drivers, by the names of their runs or files; equal names are numbered."""
+    from end2race.driver import Driver
+
+    drivers: dict[str, Policy] = {}
+    for path in checkpoints:
+        name, number = path.resolve().name, 2
+        while name in drivers:
+            name, number = f"{path.resolve().name} ({number})", number + 1
+        drivers[name] = Driver.load(path, hidden_mode)
+    return drivers
+
+
 def race_day(
     drivers: Mapping[str, Policy],
     setting: Setting,
     *,
     blank: bool = False,
-    video: Path | None = None,
+    film: str | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> dict[str, list[LapResult]]:
+) -> dict[str, Heat]:
     """Let each driver drive every start.
 
     Args:
         drivers: By name.
         setting: Where.
         blank: Give black images and empty clouds.
-        video: File for the first driver's first race.
+        film: Name of the driver whose first race is filmed.
         say: Called with one line for each driver.
     """
-    results = {}
-    for number, (name, driver) in enumerate(drivers.items()):
-        film = Film(scanner=setting.scanner) if video is not None and number == 0 else None
-        results[name] = drive(
+    heats = {}
+    for name, driver in drivers.items():
+        camera_man = Film(scanner=setting.scanner) if name == film else None
+        starts = setting.entries()
+        results = drive(
             driver,
-            setting.entries(),
+            starts,
             limit_s=setting.limit_s,
             scanner=setting.scanner,
             blank=blank,
-            watch=film,
+            watch=camera_man,
         )
-        laps = sum(result.completed for result in results[name])
-        say(f"[drive] {name}: {laps} of {len(results[name])} laps")
-        if film is not None and video is not None:
-            say(f"[drive] video of {name} in {write_video(video, film.frames)}")
-    return results
+        heats[name] = Heat(starts, results, camera_man)
+        laps = sum(result.completed for result in results)
+        say(f"[drive] {name}: {laps} of {len(results)} laps")
+    return heats
 
 
-def scores(results: Mapping[str, Sequence[LapResult]]) -> dict[str, Score]:
+def scores(heats: Mapping[str, Heat]) -> dict[str, Score]:
     """Take each driver's races together."""
-    return {name: score(laps) for name, laps in results.items()}
+    return {name: score(heat.results) for name, heat in heats.items()}
 
 
-def write_results(path: Path, results: Mapping[str, Sequence[LapResult]]) -> None:
+def write_results(path: Path, heats: Mapping[str, Heat]) -> None:
     """Write every race and the scores as JSON."""
     content = {
-        name: {"score": asdict(score(laps)), "races": [asdict(lap) for lap in laps]}
-        for name, laps in results.items()
+        name: {
+            "score": asdict(score(heat.results)),
+            "races": [asdict(result) for result in heat.results],
+        }
+        for name, heat in heats.items()
     }
     write_json(path, content)

@@ -159,6 +159,10 @@ class TeacherCache:
         """Frames that are stored, each once."""
         return sum(map(len, self._frames.values()))
 
+    def frames_of(self, segment: str) -> int:
+        """Return how many frames of a segment such as `train/segment_0001` are stored."""
+        return len(self._frames.get(segment, ()))
+
     @property
     def size(self) -> int:
         """Bytes of all records."""

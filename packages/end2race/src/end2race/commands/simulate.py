@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from loom.cli import Archive, Overrides, RunDir
 from loom.errors import UserError
 
 
@@ -15,6 +16,13 @@ class Look(StrEnum):
 
     RANDOM = "random"
     FIXED = "fixed"
+
+
+class HiddenMode(StrEnum):
+    """What the recurrent state begins from."""
+
+    WINDOW = "window"
+    CARRY = "carry"
 
 
 class Split(StrEnum):
@@ -34,8 +42,16 @@ LookOption = Annotated[Look, typer.Option(help="Colours: new ones for each drive
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
+    app.command("demo")(demo)
     app.command("sim-collect")(sim_collect)
     app.command("drive")(drive)
+
+
+def demo(overrides: Overrides = None, run_dir: RunDir = None, archive: Archive = False) -> None:
+    """Collect, teach, cache, distil, drive: a few CPU-minutes, a table, a video, one page."""
+    from end2race.demo import run_demo
+
+    run_demo(overrides, run_dir, archive=archive)
 
 
 def sim_collect(
@@ -72,22 +88,41 @@ def sim_collect(
 
 
 def drive(
+    ckpt: Annotated[
+        list[Path] | None,
+        typer.Option(help="Run, checkpoint or model file; several are driven one after another."),
+    ] = None,
+    hidden_mode: Annotated[
+        HiddenMode,
+        typer.Option(
+            "--hidden-mode",
+            "--hidden_mode",
+            help="Recurrent state: over the last frames as in training, or carried along.",
+        ),
+    ] = HiddenMode.WINDOW,
     tracks: Annotated[int, typer.Option(min=1, help="Unseen procedural tracks.")] = 8,
     track_dir: TrackDir = None,
     seeds: Annotated[int, typer.Option(min=1, help="Starts on each track.")] = 1,
     appearance: LookOption = Look.RANDOM,
-    limit_s: Annotated[float, typer.Option(min=1, help="Seconds until a car is stopped.")] = 40.0,
+    limit_s: Annotated[
+        float, typer.Option("--limit-s", min=1, help="Seconds until a car is stopped.")
+    ] = 40.0,
     blank: Annotated[bool, typer.Option("--blank", help="Black images and empty clouds.")] = False,
     video: Annotated[
         Path | None, typer.Option(help="Film the first race: .webp, .gif or .mp4.")
     ] = None,
-    json_path: Annotated[Path | None, typer.Option(help="Write every race as JSON.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json-path", "--json_path", help="Write every race as JSON.")
+    ] = None,
 ) -> None:
-    """Race in closed loop on tracks that no training has seen, beside the baselines."""
+    """Race in closed loop on tracks that no training has seen, beside the baselines.
+
+    Without --ckpt only the baselines drive: copycat, constant command, expert.
+    """
     from loom.drawing import print_table
 
-    from end2race.film import check_video_name
-    from end2race.race_day import Setting, baselines, race_day, scores, write_results
+    from end2race.film import check_video_name, write_video
+    from end2race.race_day import Setting, baselines, networks, race_day, scores, write_results
     from end2race.sim.score import COLUMNS, score_rows
     from end2race.sim.track_files import read_tracks
 
@@ -99,10 +134,17 @@ def drive(
         appearance is Look.FIXED,
         limit_s,
     )
-    results = race_day(baselines(), setting, blank=blank, video=video, say=typer.echo)
-    print_table(COLUMNS, score_rows(scores(results)))
+    drivers = networks(ckpt, hidden_mode.value) if ckpt else {}
+    drivers |= baselines()
+    first = next(iter(drivers))
+    filmed = first if video is not None else None
+    heats = race_day(drivers, setting, blank=blank, film=filmed, say=typer.echo)
+    print_table(COLUMNS, score_rows(scores(heats)))
+    film = heats[first].film
+    if video is not None and film is not None:
+        typer.echo(f"video of {first}: {write_video(video, film.frames)}")
     if json_path is not None:
-        write_results(json_path, results)
+        write_results(json_path, heats)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -17,8 +17,8 @@ from loom.sampling import draw_rng
 
 from end2race.data.calibration import Calibration
 from end2race.sim.appearance import PLAIN, random_appearance
-from end2race.sim.car import CONTROL_HZ
 from end2race.sim.expert import Expert
+from end2race.sim.kernels import CONTROL_HZ
 from end2race.sim.race import Race
 from end2race.sim.sensors import Lidar, camera, lidar, see, sweep
 from end2race.sim.track import Track, procedural_track

@@ -24,8 +24,8 @@ from end2race.data.calibration import Calibration
 from end2race.data.dataset import FILE, DatasetFile, read_info
 from end2race.data.writer import SegmentWriter, write_info
 from end2race.sim.appearance import PLAIN, Appearance, random_appearance
-from end2race.sim.car import CONTROL_HZ
 from end2race.sim.expert import Expert
+from end2race.sim.kernels import CONTROL_HZ
 from end2race.sim.race import Race
 from end2race.sim.sensors import Lidar, camera, lidar, see, sweep
 from end2race.sim.track import Track, procedural_track

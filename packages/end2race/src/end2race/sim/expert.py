@@ -15,7 +15,8 @@ import math
 
 import numpy as np
 
-from end2race.sim.car import FASTEST_M_S, LARGEST_WHEEL_ANGLE_RAD, WHEELBASE_M, CarState
+from end2race.sim.car import CarState
+from end2race.sim.kernels import FASTEST_M_S, LARGEST_WHEEL_ANGLE_RAD, WHEELBASE_M
 from end2race.sim.track import Track
 
 LATERAL_M_S2 = 5.0

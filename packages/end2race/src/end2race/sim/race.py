@@ -12,7 +12,8 @@ import math
 import numpy as np
 
 from end2race.sim.appearance import Appearance
-from end2race.sim.car import CONTROL_HZ, CarState, advance
+from end2race.sim.car import CarState, advance
+from end2race.sim.kernels import CONTROL_HZ
 from end2race.sim.track import SPACING_M, Track
 
 GATE_POINTS = round(1.0 / SPACING_M)

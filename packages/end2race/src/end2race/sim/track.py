@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import KDTree
 
-from end2race.sim.field import Field
+from end2race.sim.kernels import Field
 
 SPACING_M = 0.1
 CELL_M = 0.1

@@ -18,7 +18,7 @@ from loom.files import read_text
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-from end2race.sim.field import Field, distance_at
+from end2race.sim.kernels import Field, distance_at
 from end2race.sim.track import SPACING_M, Track, direction, field_of_centreline, resample_closed
 
 _COLUMNS = 4
