@@ -17,6 +17,7 @@ from coopcyl.data.cache import StitchedCache
 from coopcyl.data.tree import Tree
 from coopcyl.embedded import open_town
 from coopcyl.evaluate import evaluate
+from coopcyl.guard import require_this_checkout
 from coopcyl.judging import print_results, results
 from coopcyl.pages import RESULTS, write_report
 from coopcyl.train import TrainingData, lr_lines, train
@@ -37,6 +38,7 @@ def run_training(
     archive: bool = False,
 ) -> Path:
     """Train, judge the result, write the page; return the run directory."""
+    require_this_checkout(Path.cwd(), Path(__file__).parent)
     if resume and source is None and directory is not None:
         source = directory if (directory / "config.yaml").is_file() else None
     resolved = resolve(TrainConfig, source, overrides, groups=groups_of(source), flags=flags)
