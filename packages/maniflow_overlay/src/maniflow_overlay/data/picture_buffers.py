@@ -13,7 +13,8 @@ import threading
 import numpy as np
 
 _KEPT = 8
-_ONLY_HERE = 3  # the pool's list, the loop's variable and the argument of getrefcount
+_PROBE = [np.empty(1, np.uint8)]
+_ALONE = sys.getrefcount(_PROBE[0])  # of an array in a list: differs between Pythons
 
 
 class PictureBuffers:
@@ -31,9 +32,10 @@ class PictureBuffers:
         """Return a uint8 array of a shape, its content whatever it was."""
         size = int(np.prod(shape))
         with self._lock:
-            for buffer in self._buffers:
-                if buffer.size == size and sys.getrefcount(buffer) <= _ONLY_HERE:
-                    return buffer.reshape(shape)
+            for number in range(len(self._buffers)):
+                alone = sys.getrefcount(self._buffers[number]) <= _ALONE
+                if alone and self._buffers[number].size == size:
+                    return self._buffers[number].reshape(shape)
             fresh = np.empty(size, np.uint8)
             self._buffers = [*self._buffers[-_KEPT + 1 :], fresh]
             return fresh.reshape(shape)
