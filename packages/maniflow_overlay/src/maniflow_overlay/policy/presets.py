@@ -92,7 +92,7 @@ PRESETS: Mapping[PresetName, Preset] = {
         time_width=32,
         dropout=0.0,
         horizon=8,
-        lr=1e-3,
+        lr=3e-3,
     ),
 }
 
