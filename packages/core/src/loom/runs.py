@@ -118,7 +118,10 @@ def _key_metric(
         return None, None
     known = [metrics.get(name), *(a.get("value") for a in answers if a.get("metric") == name)]
     value = next((each for each in known if isinstance(each, int | float)), None)
-    return name.removeprefix("metric/"), None if value is None else float(value)
+    try:
+        return name.removeprefix("metric/"), None if value is None else float(value)
+    except OverflowError:  # an integer of four hundred digits is not what Loom wrote
+        return name.removeprefix("metric/"), None
 
 
 def _seconds_since(began: str | None) -> float | None:
