@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from loom.guards import FiniteGuard
-from loom.state import TrainState
 from loom.throughput import Throughput
 from loom.update import Updater
 from maniflow_overlay.config import NO_CHANGE, TrainConfig
@@ -36,6 +35,7 @@ from maniflow_overlay.policy.flow import between, consistency_target, draw_flow
 from maniflow_overlay.policy.model import OverlayPolicy
 from maniflow_overlay.policy.objective import FlowObjective
 from maniflow_overlay.policy.presets import PolicyShape
+from maniflow_overlay.train import new_state
 from maniflow_overlay.training_batches import TrainingBatches
 from torch import Tensor
 
@@ -166,11 +166,7 @@ class OurWay:
     ) -> None:
         """Wire batches, objective and the loop's updater."""
         device = model.normalise_action.scale.device
-        model.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=1e-3, fused=True
-        )
-        state = TrainState(model, optimizer, ema_decay=0.99)
+        state = new_state(config, model)
         horizon = model.shape.horizon
         windows = Windows(store.begins, store.ends, WindowShape(horizon, OBSERVED, 1, horizon - 1))
         batches = Batches(

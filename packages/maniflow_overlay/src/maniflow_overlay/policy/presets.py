@@ -142,7 +142,7 @@ class PolicyShape:
 
     @property
     def views(self) -> int:
-        """Encoders' inputs by name: the current frames, and the initial one if it is seen."""
+        """Kinds of pictures: the current frames, and the initial one if it is seen."""
         return 2 if self.arm.sees_initial else 1
 
     @property
