@@ -138,8 +138,11 @@ class Batches:
 
     def __call__(self, step: int, shard: Shard = ALONE) -> Batch:
         """Return the samples of a step for one process."""
-        chosen = epoch_indices(len(self._windows), self._seed, step, self._batch, shard)
-        return self.samples(chosen)
+        return self.samples(self.chosen(step, shard))
+
+    def chosen(self, step: int, shard: Shard = ALONE) -> np.ndarray:
+        """Return the windows of a step for one process, (n,) int64."""
+        return epoch_indices(len(self._windows), self._seed, step, self._batch, shard)
 
     def __len__(self) -> int:
         return len(self._windows)
