@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = "loom"
-THREADS = ("featdistill", "coopcyl", "pinpad", "maniflow_overlay", "end2race")
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+THREADS = tuple(name for name in PACKAGES if name != "core")
 SOURCES = {
     package: ROOT / "packages" / ("core" if package == CORE else package) / "src" / package
     for package in (CORE, *THREADS)

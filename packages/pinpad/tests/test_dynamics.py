@@ -245,7 +245,7 @@ def test_vta_divergences_are_torch_s(generator):
     pull = kl_divergence(detector, Bernoulli(torch.tensor(0.1)))[1:].mean()
     torch.testing.assert_close(rollout.losses["boundary_rate"].value, pull, rtol=1e-4, atol=1e-5)
     assert rollout.losses["boundary_rate"].weight == 0.5
-    before = torch.cat([state.obs_belief, state.obs_stoch], -1)[:-1]
+    before = torch.cat([state.obs_belief[:-1], state.obs_stoch[:-1], action[1:]], -1)
     torch.testing.assert_close(found.prior_logit[1:], model.next_boundary(before)[..., 0])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 from urllib.parse import quote
 
 import numpy as np
@@ -304,13 +304,16 @@ def _gate_number(value: object) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return None if math.isnan(number) else number
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_number(value: object) -> TypeGuard[int | float]:
+    """Say whether a value can be shown and sorted as a number; an integer may be beyond a float."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**300)
 
 
 def _shown(value: object) -> str:
@@ -320,7 +323,7 @@ def _shown(value: object) -> str:
         return f'<a href="{quote(value.target)}">{escape(value.text)}</a>'
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int | float):
+    if _is_number(value):
         return format_number(value)
     return escape(str(value))
 

@@ -15,6 +15,7 @@ from loom.config import read_yaml
 from loom.errors import UserError
 from loom.files import read_json
 from loom.progress import format_line, read_status
+from loom.record import read_records
 from loom.run_directory import CONFIG_FILE, GATES_FILE, RUN_FILE, STATUS_FILE
 
 DEPTH = 3  # runs/THREAD/NAME, or a folder above
@@ -118,7 +119,10 @@ def _key_metric(
         return None, None
     known = [metrics.get(name), *(a.get("value") for a in answers if a.get("metric") == name)]
     value = next((each for each in known if isinstance(each, int | float)), None)
-    return name.removeprefix("metric/"), None if value is None else float(value)
+    try:
+        return name.removeprefix("metric/"), None if value is None else float(value)
+    except OverflowError:  # an integer of four hundred digits is not what Loom wrote
+        return name.removeprefix("metric/"), None
 
 
 def _seconds_since(began: str | None) -> float | None:
@@ -207,3 +211,11 @@ def saved_origins(directory: Path) -> dict[str, str]:
     """Return where each value of a run's configuration came from; empty if it is not known."""
     run, _ = _attempt(lambda: read_json(directory / RUN_FILE))
     return dict(_typed(run, "config_origins", dict) or {})
+
+
+def last_metrics(directory: Path) -> dict[str, float]:
+    """Return the last measured value of every metric; none if nothing was recorded."""
+    last: dict[str, float] = {}
+    for row in read_records(directory):
+        last.update({key: value for key, value in row.items() if value is not None})
+    return {key: value for key, value in last.items() if key != "time"}

@@ -42,6 +42,9 @@ class WorldConfig(Config):
     )
     players: str = "uniform=1,sticky=1,babble=1,oracle:0.1=1"
     prefill: int = Field(40_000, ge=1, description="steps recorded where `data` is null")
+    heldout_players: str = Field(
+        "uniform=1,sticky=1,babble=1,oracle:0.1=1", description="who plays where `heldout` is null"
+    )
     heldout_episodes: int = Field(20, ge=1)
     time_limit: int = Field(1_000, ge=1, description="steps of a recorded episode")
     size: Literal[16] = Field(16, description="pixels of an image's side")
@@ -81,6 +84,7 @@ class WorldConfig(Config):
     vta_boundary_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     vta_boundary_scale: Annotated[float, Field(ge=0)] = 0.0
     vta_mask_scale: Annotated[float, Field(ge=0)] = 1.0
+    vta_abs_scale: Annotated[float, Field(ge=0)] = 1.0
 
     gates: tuple[Gate, ...] = (
         Gate(
@@ -138,6 +142,7 @@ class WorldConfig(Config):
             boundary_rate=self.vta_boundary_rate,
             boundary_scale=self.vta_boundary_scale,
             mask_scale=self.vta_mask_scale,
+            abs_scale=self.vta_abs_scale,
             free_nats=self.kl_free,
             dyn_scale=self.dyn_scale,
             rep_scale=self.rep_scale,

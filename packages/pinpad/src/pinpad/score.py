@@ -11,32 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from loom.checkpoint import Checkpoints, newest_folder
-from loom.config import resolve
 from loom.errors import UserError
 from loom.files import write_atomic
 
-from pinpad.config import WorldConfig
 from pinpad.data.episodes import Episode, episode_files, read_episode
 from pinpad.data.windows import Windows
 from pinpad.models.world import WorldModel
-from pinpad.train_world import new_model, seen
+from pinpad.restore import restore_world
+from pinpad.tensors import seen
 
 _TOGETHER = 8  # episodes filtered at once
-
-
-def restore_world(path: Path) -> tuple[WorldModel, WorldConfig]:
-    """Read a model from its run directory or one of its checkpoints.
-
-    Raises:
-        UserError: There is no intact checkpoint, or no configuration beside it.
-    """
-    folder = newest_folder(path)
-    config = resolve(WorldConfig, folder.parent.parent / "config.yaml").config
-    state = Checkpoints(folder.parent).load(folder).state["model"]
-    model = new_model(config, len(state["pixel_mean"]), torch.Generator().manual_seed(0))
-    model.load_state_dict(dict(state))
-    return model.eval(), config
 
 
 @torch.no_grad()

@@ -14,53 +14,52 @@ from loom.loop import Every, FitResult, Losses, Shard, Term, TrainState, fit
 from loom.run import Run
 from loom.update import Precision
 from torch import Tensor
-from torch.nn import functional
 
 from pinpad.boundary.matching import average_precision
 from pinpad.config import WorldConfig
 from pinpad.data.collect import record_episodes
 from pinpad.data.episodes import Episode, episode_files, read_episode
 from pinpad.data.players import parse_mix
-from pinpad.data.windows import Windows, WindowSampler
+from pinpad.data.windows import WindowSampler
 from pinpad.envs.layouts import MOVES
 from pinpad.models.world import Seen, WorldModel, WorldSettings, squared_error
+from pinpad.tensors import pixel_statistics, seen
 
 CONTEXT, AHEAD = 10, 15
 """Frames that are seen and frames that are predicted from actions alone in an evaluation."""
 EVALUATION_WINDOWS = 128
-_PRECISIONS: dict[int | str, Precision] = {16: "fp16", 32: "fp32", "bf16": "bf16"}
+PRECISIONS: dict[int | str, Precision] = {16: "fp16", 32: "fp32", "bf16": "bf16"}
 
 
 def read_or_record(
-    folder: Path | None, config: WorldConfig, episodes: int, seed: int
+    folder: Path | None, config: WorldConfig, players: str, episodes: int, seed: int
 ) -> list[Episode]:
     """Return the episodes of a folder, or record scripted ones where there is none."""
     if folder is not None:
         return [read_episode(path) for path in episode_files(folder)]
-    mix = parse_mix(config.players)
-    return list(
-        record_episodes(
-            config.task, mix, episodes, length=config.time_limit, size=config.size, seed=seed
-        )
+    recorded = record_episodes(
+        config.task,
+        parse_mix(players),
+        episodes,
+        length=config.time_limit,
+        size=config.size,
+        seed=seed,
     )
+    return list(recorded)
 
 
 def training_episodes(config: WorldConfig) -> list[Episode]:
     """Return what the model learns from."""
     count = max(1, config.prefill // config.time_limit)
-    return read_or_record(config.data, config, count, config.seed)
+    return read_or_record(config.data, config, config.players, count, config.seed)
 
 
 def heldout_episodes(config: WorldConfig) -> list[Episode]:
     """Return what the model is judged on."""
-    return read_or_record(config.heldout, config, config.heldout_episodes, config.seed + 1_000_003)
-
-
-def seen(windows: Windows) -> Seen:
-    """Return windows as tensors."""
-    frame = torch.from_numpy(windows.image).flatten(2).float() / 255
-    action = functional.one_hot(torch.from_numpy(windows.action), len(MOVES)).float()
-    return Seen(frame, action, torch.from_numpy(windows.reward), torch.from_numpy(windows.is_first))
+    seed = config.seed + 1_000_003
+    return read_or_record(
+        config.heldout, config, config.heldout_players, config.heldout_episodes, seed
+    )
 
 
 def new_model(config: WorldConfig, pixels: int, generator: torch.Generator) -> WorldModel:
@@ -147,7 +146,7 @@ def train_world(config: WorldConfig, run: Run[WorldConfig]) -> tuple[WorldModel,
             hint="collect both with the same size",
         )
     model = new_model(config, pixels, run.generator("model"))
-    model.fit_pixels(*_pixel_statistics(sampler.image))
+    model.fit_pixels(*pixel_statistics(sampler.image))
     optimizer = torch.optim.Adam(model.parameters(), lr=config.model_lr, eps=1e-8)
     draws = run.generator("latents")
     state = TrainState(model, optimizer, generators={"latents": draws})
@@ -172,21 +171,8 @@ def train_world(config: WorldConfig, run: Run[WorldConfig]) -> tuple[WorldModel,
         evaluate=Every(config.eval_every, Evaluation(heldout, config)),
         gates=config.gates,
         clip_norm=config.grad_clip,
-        precision=_PRECISIONS[config.precision],
+        precision=PRECISIONS[config.precision],
         log_interval=config.log_every,
         checkpoint_interval=config.eval_every,
     )
     return model, result
-
-
-def _pixel_statistics(image: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of each pixel of frames in [0, 1]."""
-    flat = image.reshape(len(image), -1)
-    total, squares = np.zeros(flat.shape[1]), np.zeros(flat.shape[1])
-    for part in np.array_split(flat, max(1, len(flat) // 4096)):  # bounds the memory
-        values = part / 255
-        total += values.sum(0)
-        squares += (values**2).sum(0)
-    mean = total / len(flat)
-    std = np.sqrt(np.maximum(squares / len(flat) - mean**2, 0))
-    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()

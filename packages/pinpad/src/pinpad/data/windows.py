@@ -36,6 +36,22 @@ class Windows:
     is_first: Array
 
 
+def starts_around(
+    row: Array, begin: Array | int, end: Array | int, length: int, rng: np.random.Generator
+) -> Array:
+    """Draw where windows begin that contain given rows, each at a uniform place.
+
+    Args:
+        row: (n,) rows that the windows contain.
+        begin: First row that a window may hold.
+        end: The row after the last one.
+        length: Rows of a window.
+        rng: Draws the places.
+    """
+    earliest, latest = np.maximum(row - length + 1, begin), np.minimum(row, end - length)
+    return rng.integers(earliest, latest + 1)
+
+
 class WindowSampler:
     """Draws windows from episodes that are held in memory."""
 
@@ -89,9 +105,9 @@ class WindowSampler:
         rng = draw_rng(self.seed, step, "windows")
         starts = self._starts[rng.integers(0, len(self._starts), self.batch_size)]
         paid = self._paid[rng.integers(0, max(1, len(self._paid)), self._prioritised)]
-        earliest = np.maximum(paid - self.batch_length + 1, self._begins[paid])
-        latest = np.minimum(paid, self._ends[paid] - self.batch_length)
-        starts[: self._prioritised] = rng.integers(earliest, latest + 1)
+        starts[: self._prioritised] = starts_around(
+            paid, self._begins[paid], self._ends[paid], self.batch_length, rng
+        )
         return starts
 
     def batch(self, step: int, shard: Shard = WHOLE) -> Windows:

@@ -1,7 +1,8 @@
 """What the player sees: 16 x 16 cells, drawn over pictures that are made once.
 
 Everything but the player and the sequence depends on two small numbers, whether the pause after a
-win runs and which pad the player stands on, so there are 2 (pads + 1) backgrounds in all.
+win runs and which pad the player stands on, so there are 2 (pads + 1) backgrounds in all. An image
+is a function of (cell, pause, sequence); `Painter` is that function for many rooms at once.
 """
 
 from dataclasses import dataclass
@@ -67,3 +68,39 @@ def pictures(layout: str, size: int) -> Pictures:
     backgrounds.setflags(write=False)
     palette.setflags(write=False)
     return Pictures(scale, backgrounds, palette)
+
+
+class Painter:
+    """Draws many rooms at once, into one array that it keeps."""
+
+    def __init__(self, layout: str, size: int, count: int) -> None:
+        """Make the array.
+
+        Args:
+            layout: Any spelling of a layout.
+            size: Pixels of a side, a multiple of 16.
+            count: Rooms drawn at once.
+        """
+        self._room = room(layout)
+        self._pictures = pictures(layout, size)
+        self._backgrounds = self._pictures.backgrounds.reshape(-1, size, size, 3)
+        self._images = np.empty((count, size, size, 3), np.uint8)
+        scale = self._pictures.scale
+        self._cells = self._images.reshape(count, WIDTH, scale, WIDTH, scale, 3)
+        self._strip = self._cells[:, STRIP_ROW, :, 1::2]
+        self._each = np.arange(count)
+
+    def draw(self, cell: np.ndarray, pause: np.ndarray, sequence: np.ndarray) -> np.ndarray:
+        """Return (count, size, size, 3) uint8, overwritten by the next call.
+
+        Args:
+            cell: (count,) cells of the players.
+            pause: (count,) bool, whether the pause after a win runs.
+            sequence: (count, 8) pads written, 0 for an empty place.
+        """
+        background = pause.astype(np.intp) * (self._room.pads + 1) + self._room.pad[cell]
+        np.take(self._backgrounds, background, axis=0, out=self._images, mode="clip")
+        position = self._room.position[cell]
+        self._cells[self._each, position[:, 1], :, position[:, 0]] = PLAYER
+        self._strip[:] = self._pictures.palette[sequence][:, None, :, None]
+        return self._images

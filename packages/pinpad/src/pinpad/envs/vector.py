@@ -5,7 +5,8 @@ sequence painted in. Each room has its own source of spawns, seeded as gymnasium
 environments (seed, seed + 1, ...), so room i repeats the single environment with seed + i.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from gymnasium.vector.utils import batch_space
 
 from pinpad.envs.core import LENGTH, PAUSE, REWARD
 from pinpad.envs.events import EVENTS, Events
-from pinpad.envs.images import PLAYER, STRIP_ROW, pictures
-from pinpad.envs.layouts import MOVES, WIDTH, room
+from pinpad.envs.images import Painter
+from pinpad.envs.layouts import MOVES, room
 
 MOST_PADS = 8
+_STATE = ("cell", "last", "progress", "countdown", "steps", "sequence", "over")
 
 
 class PinPadVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -59,12 +61,7 @@ class PinPadVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-        self._pictures = pictures(layout, size)
-        self._backgrounds = self._pictures.backgrounds.reshape(-1, size, size, 3)
-        self._images = np.empty((num_envs, size, size, 3), np.uint8)
-        scale = self._pictures.scale
-        self._cells = self._images.reshape(num_envs, WIDTH, scale, WIDTH, scale, 3)
-        self._strip = self._cells[:, STRIP_ROW, :, 1::2]
+        self._painter = Painter(layout, size, num_envs)
         self._each = np.arange(num_envs)
         self._all = np.ones(num_envs, bool)
         self._streams: list[np.random.Generator] = []
@@ -99,7 +96,7 @@ class PinPadVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._begin(self._each)
         self.over = np.zeros(self.num_envs, bool)
         nothing = Events(*[np.zeros(self.num_envs, bool) for _ in EVENTS])
-        return self._draw_images(), self._info(nothing, self._all)
+        return self.images(), self._info(nothing, self._all)
 
     def step(
         self, actions: np.ndarray
@@ -120,7 +117,24 @@ class PinPadVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.over = self.steps >= self.length
         rewards = np.where(events.reward, REWARD, 0.0)
         info = self._info(events, is_first)
-        return self._draw_images(), rewards, np.zeros(self.num_envs, bool), self.over, info
+        return self.images(), rewards, np.zeros(self.num_envs, bool), self.over, info
+
+    def snapshot(self) -> dict[str, np.ndarray | str]:
+        """Return the state of every room and of its source of spawns, to go on from later."""
+        streams = [stream.bit_generator.state for stream in self._streams]
+        rooms = {name: getattr(self, name).copy() for name in _STATE}
+        return rooms | {"streams": json.dumps(streams)}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on from a snapshot of as many rooms of this layout."""
+        for name in _STATE:
+            own, saved = getattr(self, name), np.array(snapshot[name])
+            if own.shape != saved.shape or own.dtype != saved.dtype:
+                raise ValueError(f"{name} is {saved.dtype} {saved.shape}, not {own.shape}")
+            setattr(self, name, saved)
+        self._seed(None)
+        for stream, state in zip(self._streams, json.loads(snapshot["streams"]), strict=True):
+            stream.bit_generator.state = state
 
     def _seed(self, seed: int | Sequence[int | None] | None) -> None:
         if seed is None or isinstance(seed, int):
@@ -197,14 +211,10 @@ class PinPadVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         follows = pad == self.progress[which] + 1
         self.progress[which] = np.where(follows, pad, pad == 1)
 
-    def _draw_images(self) -> np.ndarray:
-        pause = (self.countdown > 0).astype(np.intp)
-        background = pause * (self.room.pads + 1) + self.room.pad[self.cell]
-        np.take(self._backgrounds, background, axis=0, out=self._images, mode="clip")
-        position = self.room.position[self.cell]
-        self._cells[self._each, position[:, 1], :, position[:, 0]] = PLAYER
-        self._strip[:] = self._pictures.palette[self.sequence][:, None, :, None]
-        return self._images.copy() if self.copy else self._images
+    def images(self) -> np.ndarray:
+        """Return what every room shows now, (rooms, size, size, 3) uint8."""
+        images = self._painter.draw(self.cell, self.countdown > 0, self.sequence)
+        return images.copy() if self.copy else images
 
     def _info(self, events: Events, is_first: np.ndarray) -> dict[str, Any]:
         """Return the state and events under the keys of the single environment."""

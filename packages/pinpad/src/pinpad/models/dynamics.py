@@ -1,10 +1,19 @@
-"""What the two kinds of latent dynamics have in common: how they are run and what comes out."""
+"""What the two kinds of latent dynamics have in common: how they are run and what comes out.
 
+A state is a NamedTuple of tensors (..., width). Both kinds balance their divergences alike: the
+prior learns from `dyn KL(sg q || p)`, the posterior from `rep KL(q || sg p)`, each free below some
+nats (Hafner 2023, equation 5).
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from pinpad.models.layers import where_first
 
 S = TypeVar("S")
 
@@ -60,6 +69,10 @@ class Dynamics(Protocol[S]):
 
     feature_dim: int
 
+    def zeros(self, batch: int, like: Tensor) -> S:
+        """Return the state before a beginning, on the device of a tensor."""
+        ...
+
     def observe(
         self,
         embedding: Tensor,
@@ -70,6 +83,17 @@ class Dynamics(Protocol[S]):
         """Filter windows; their first frames count as beginnings of episodes."""
         ...
 
+    def filter(
+        self,
+        state: S,
+        embedding: Tensor,
+        action: Tensor,
+        is_first: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> S:
+        """Return the state after an action (b, a) and its frame (b, e): how an agent sees."""
+        ...
+
     def imagine(self, state: S, action: Tensor, generator: torch.Generator | None = None) -> S:
         """Return the state after an action (b, a), drawn without seeing."""
         ...
@@ -77,3 +101,38 @@ class Dynamics(Protocol[S]):
     def feature(self, state: S) -> Tensor:
         """Return what heads and policies see of states."""
         ...
+
+
+def begun(state: S, first: Tensor) -> S:
+    """Return a state with zeros where an episode begins (b,)."""
+    parts = cast(Sequence[Tensor], state)
+    return type(state)(*(where_first(first, part) for part in parts))
+
+
+def stacked(states: Sequence[S]) -> S:
+    """Return states (b, ...) of successive steps as one (t, b, ...)."""
+    parts = zip(*cast(Sequence[Sequence[Tensor]], states), strict=True)
+    return type(states[0])(*(torch.stack(part) for part in parts))
+
+
+def at(state: S, index: Any) -> S:
+    """Return an entry, or several, of the leading dimensions of a state."""
+    return type(state)(*(part[index] for part in cast(Sequence[Tensor], state)))
+
+
+class Balance(NamedTuple):
+    """How prior and posterior share a divergence."""
+
+    dyn_scale: float
+    rep_scale: float
+    free_nats: float
+
+    def losses(self, dyn: Tensor, rep: Tensor) -> dict[str, Weighted]:
+        """Return both parts of divergences (t, b), without a gradient below the free nats."""
+        return {
+            "dyn": Weighted(self._free(dyn), self.dyn_scale),
+            "rep": Weighted(self._free(rep), self.rep_scale),
+        }
+
+    def _free(self, kl: Tensor) -> Tensor:
+        return functional.relu(kl - self.free_nats).mean() + self.free_nats

@@ -1,11 +1,8 @@
 """The recurrent state-space model of DreamerV3: one deterministic and one discrete state per step.
 
-    h_t = GRU(h_{t-1}, [s_{t-1}, a_t])          a_t led to frame t
-    prior     p(s_t | h_t)
-    posterior q(s_t | h_t, e_t)                 e_t embeds frame t
-
-The loss pulls prior to posterior and, more weakly, posterior to prior, each free below one nat:
-`dyn KL(sg q || p) + rep KL(q || sg p)` (Hafner 2023, equation 5).
+h_t = GRU(h_{t-1}, [s_{t-1}, a_t])          a_t led to frame t
+prior     p(s_t | h_t)
+posterior q(s_t | h_t, e_t)                 e_t embeds frame t
 """
 
 from dataclasses import dataclass
@@ -13,10 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pinpad.models.distributions import categorical_kl, sample_one_hot, unimix
-from pinpad.models.dynamics import Rollout, Weighted
+from pinpad.models.dynamics import Balance, Rollout, begun, stacked
 from pinpad.models.layers import NormedGru, mlp, where_first
 
 
@@ -32,6 +28,11 @@ class RssmSettings:
     free_nats: float = 1.0
     dyn_scale: float = 0.5
     rep_scale: float = 0.1
+
+    @property
+    def balance(self) -> Balance:
+        """How prior and posterior share the divergence."""
+        return Balance(self.dyn_scale, self.rep_scale, self.free_nats)
 
 
 class RssmState(NamedTuple):
@@ -81,20 +82,39 @@ class Rssm(nn.Module):
             generator: Draws the latents.
         """
         steps, batch = is_first.shape
-        state = self._zeros(batch, embedding)
+        state = self.zeros(batch, embedding)
         states, posteriors = [], []
         for t in range(steps):
             first = is_first[t] if t else torch.ones_like(is_first[t])
-            stoch, deter = where_first(first, state.stoch), where_first(first, state.deter)
-            deter = self._advance(deter, stoch, where_first(first, action[t]))
-            posterior = self._latent(self.posterior(torch.cat([deter, embedding[t]], -1)))
-            state = RssmState(deter, sample_one_hot(posterior, generator).flatten(-2))
+            state, posterior = self._see(state, embedding[t], action[t], first, generator)
             states.append(state)
             posteriors.append(posterior)
-        both = RssmState(*(torch.stack(part) for part in zip(*states, strict=True)))
-        posterior = torch.stack(posteriors)
+        both, posterior = stacked(states), torch.stack(posteriors)
         prior = self._latent(self.prior(both.deter))
-        return self._rollout(both, posterior, prior)
+        dyn = categorical_kl(posterior.detach(), prior)
+        rep = categorical_kl(posterior, prior.detach())
+        return Rollout(
+            feature=self.feature(both),
+            state=both,
+            losses=self.settings.balance.losses(dyn, rep),
+            surprise=dyn.detach(),
+            metrics={
+                "kl": dyn.detach().mean(),
+                "prior_entropy": _entropy(prior).mean(),
+                "posterior_entropy": _entropy(posterior).mean(),
+            },
+        )
+
+    def filter(
+        self,
+        state: RssmState,
+        embedding: Tensor,
+        action: Tensor,
+        is_first: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> RssmState:
+        """Return the state after an action (b, a) and its frame (b, e)."""
+        return self._see(state, embedding, action, is_first, generator)[0]
 
     def imagine(
         self, state: RssmState, action: Tensor, generator: torch.Generator | None = None
@@ -104,6 +124,20 @@ class Rssm(nn.Module):
         prior = self._latent(self.prior(deter))
         return RssmState(deter, sample_one_hot(prior, generator).flatten(-2))
 
+    def _see(
+        self,
+        state: RssmState,
+        embedding: Tensor,
+        action: Tensor,
+        first: Tensor,
+        generator: torch.Generator | None,
+    ) -> tuple[RssmState, Tensor]:
+        """Return the state (b, ...) after a frame, and its posterior's log-probabilities."""
+        deter, stoch = begun(state, first)
+        deter = self._advance(deter, stoch, where_first(first, action))
+        posterior = self._latent(self.posterior(torch.cat([deter, embedding], -1)))
+        return RssmState(deter, sample_one_hot(posterior, generator).flatten(-2)), posterior
+
     def _advance(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
         return self.cell(self.enter(torch.cat([stoch, action], -1)), deter)
 
@@ -112,21 +146,13 @@ class Rssm(nn.Module):
         shape = (self.settings.variables, self.settings.classes)
         return unimix(logits.unflatten(-1, shape), self.settings.unimix)
 
-    def _zeros(self, batch: int, like: Tensor) -> RssmState:
+    def zeros(self, batch: int, like: Tensor) -> RssmState:
+        """Return the state before a beginning, on the device of a tensor."""
         zeros = torch.zeros(batch, self.settings.deter + self.stoch_dim, device=like.device)
         return RssmState(*zeros.split([self.settings.deter, self.stoch_dim], -1))
 
-    def _rollout(self, state: RssmState, posterior: Tensor, prior: Tensor) -> Rollout[RssmState]:
-        free, weights = self.settings.free_nats, self.settings
-        dyn = categorical_kl(posterior.detach(), prior)
-        rep = categorical_kl(posterior, prior.detach())
-        return Rollout(
-            feature=self.feature(state),
-            state=state,
-            losses={
-                "dyn": Weighted(functional.relu(dyn - free).mean() + free, weights.dyn_scale),
-                "rep": Weighted(functional.relu(rep - free).mean() + free, weights.rep_scale),
-            },
-            surprise=dyn.detach(),
-            metrics={"kl": dyn.detach().mean()},
-        )
+
+def _entropy(log_probabilities: Tensor) -> Tensor:
+    """Return (...) nats, summed over the variables."""
+    detached = log_probabilities.detach()
+    return -(detached.exp() * detached).sum((-2, -1))

@@ -3,7 +3,7 @@
 Two levels and a boundary m_t, READ (1) or COPY (0):
 
     m_t       q: two convolutions over the embeddings of neighbouring frames (it looks ahead);
-              p: a linear map of the observation level's state at t - 1 (online)
+              p: a linear map of the observation level's state at t - 1 and a_t (online)
     c_t = READ ? GRU(z_{t-1}, c_{t-1}) : c_{t-1}          abstract belief
     z_t = READ ? draw of N(c_t[, e_t])  : z_{t-1}         abstract state
     h_t = READ ? init(c_t, z_t) : GRU([s_{t-1}, a_t, c_t, z_t], h_{t-1})   observation belief
@@ -13,11 +13,13 @@ With `at_read = carry` a READ leaves the observation belief as it is: h_t = GRU(
 lasts over a boundary, such as where the player is, then need not be told anew by z.
 
 The posteriors of z and s filter (they see frame t, not the rest of the segment), because an agent
-acts with them. The boundary has one logit and logistic noise, in fp32.
+acts with them; it takes its boundaries from p, since q looks ahead. The boundary has one logit and
+logistic noise, in fp32.
 
-Losses: KL of s, KL of z at READ, both together free below one nat and balanced as in an RSSM; KL of
-the boundary's posterior and prior, in both directions, so that the detector feels its prior; and
-optionally a pull of its rate: `scale KL(Bernoulli(q_t) || Bernoulli(rate))`.
+Losses: KL of s, KL of z at READ times `abs_scale` (1 in the paper), both together free below one
+nat and balanced as in an RSSM; KL of the boundary's posterior and prior, in both directions, so
+that the detector feels its prior; and optionally a pull of its rate:
+`scale KL(Bernoulli(q_t) || Bernoulli(rate))`.
 
 Rules may overrule the logit: a segment of `max_seg_len` steps ends (READ), after `max_seg_num`
 segments nothing more is read (COPY). In the paper they bind the prior while training and READ has
@@ -39,7 +41,7 @@ from pinpad.models.distributions import (
     normal_kl,
     sample_boundary,
 )
-from pinpad.models.dynamics import Boundaries, Rollout, Weighted
+from pinpad.models.dynamics import Balance, Boundaries, Rollout, Weighted, at, begun, stacked
 from pinpad.models.layers import NORM_EPS, NormedGru, mlp, where_first
 
 
@@ -62,9 +64,15 @@ class VtaSettings:
     boundary_rate: float = 0.0
     boundary_scale: float = 0.0
     mask_scale: float = 1.0
+    abs_scale: float = 1.0
     free_nats: float = 1.0
     dyn_scale: float = 0.5
     rep_scale: float = 0.1
+
+    @property
+    def balance(self) -> Balance:
+        """How priors and posteriors share the divergences."""
+        return Balance(self.dyn_scale, self.rep_scale, self.free_nats)
 
 
 class VtaState(NamedTuple):
@@ -146,7 +154,7 @@ class Vta(nn.Module):
         hidden = [settings.hidden]
         self.feature_dim = abstract + observation
         self.detector = BoundaryDetector(embedding, settings.hidden)
-        self.next_boundary = nn.Linear(observation, 1)
+        self.next_boundary = nn.Linear(observation + actions, 1)
         self.abs_cell = NormedGru(settings.abs_stoch, settings.abs_belief)
         self.abs_prior = mlp(settings.abs_belief, hidden, 2 * settings.abs_stoch)
         self.abs_posterior = mlp(settings.abs_belief + embedding, hidden, 2 * settings.abs_stoch)
@@ -181,25 +189,52 @@ class Vta(nn.Module):
         first = is_first.clone()
         first[0] = True
         logit = self.detector(embedding)
-        state = self._zeros(batch, embedding)
+        state = self.zeros(batch, embedding)
+        action = torch.where(first[..., None], torch.zeros_like(action), action)
         found: list[_Step] = []
         for t in range(steps):
-            state = VtaState(*(where_first(first[t], part) for part in state))
+            state = begun(state, first[t])
             read, forced = self._posterior_boundary(logit[t], state, first[t], generator)
-            given = where_first(first[t], action[t])
-            found.append(self._step(state, given, read, embedding[t], forced, generator))
+            found.append(self._step(state, action[t], read, embedding[t], forced, generator))
             state = found[-1].state
-        return self._rollout(found, logit, first)
+        return self._rollout(found, logit, action, first)
+
+    def filter(
+        self,
+        state: VtaState,
+        embedding: Tensor,
+        action: Tensor,
+        is_first: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> VtaState:
+        """Return the state after an action (b, a) and its frame (b, e); the boundary is drawn
+        from its prior, because the detector would have to see two frames more.
+        """
+        state, action = begun(state, is_first), where_first(is_first, action)
+        read = self._prior_boundary(state, action, generator)
+        read = torch.where(is_first[:, None], torch.ones_like(read), read)
+        return self._step(state, action, read, embedding, torch.zeros_like(read), generator).state
 
     def imagine(
         self, state: VtaState, action: Tensor, generator: torch.Generator | None = None
     ) -> VtaState:
         """Return states (b, ...) after actions (b, a); boundary and latents from their priors."""
-        logit = self.next_boundary(torch.cat([state.obs_belief, state.obs_stoch], -1))[..., 0]
-        if self.settings.force == "both" or self.training:
-            logit, _ = self._overruled(logit.float(), state)
-        read = sample_boundary(logit, self.settings.boundary_temp, generator).hard[:, None]
+        read = self._prior_boundary(state, action, generator)
         return self._step(state, action, read, None, torch.zeros_like(read), generator).state
+
+    def _prior_boundary(
+        self, state: VtaState, action: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Draw READ (b, 1) as the state before a frame and the action that leads to it say."""
+        logit = self._next(state, action)
+        if self.settings.force == "both" or self.training:
+            logit, _ = self._overruled(logit, state)
+        return sample_boundary(logit, self.settings.boundary_temp, generator).hard[:, None]
+
+    def _next(self, state: VtaState, action: Tensor) -> Tensor:
+        """Return logits (...) of READ in the next step."""
+        seen = torch.cat([state.obs_belief, state.obs_stoch, action], -1)
+        return self.next_boundary(seen)[..., 0].float()
 
     def _posterior_boundary(
         self, logit: Tensor, state: VtaState, first: Tensor, generator: torch.Generator | None
@@ -268,33 +303,31 @@ class Vta(nn.Module):
             return normal_from(prior(belief))
         return normal_from(posterior(torch.cat([belief, embedding], -1)))
 
-    def _zeros(self, batch: int, like: Tensor) -> VtaState:
+    def zeros(self, batch: int, like: Tensor) -> VtaState:
+        """Return the state before a beginning, on the device of a tensor."""
         s = self.settings
         widths = (s.abs_belief, s.abs_stoch, s.obs_belief, s.obs_stoch, 1, 1)
         return VtaState(*(torch.zeros(batch, width, device=like.device) for width in widths))
 
-    def _rollout(self, found: list[_Step], logit: Tensor, first: Tensor) -> Rollout[VtaState]:
+    def _rollout(
+        self, found: list[_Step], logit: Tensor, action: Tensor, first: Tensor
+    ) -> Rollout[VtaState]:
         settings = self.settings
         states, reads, abs_posteriors, obs_posteriors, forced = zip(*found, strict=True)
-        state = VtaState(*(torch.stack(part) for part in zip(*states, strict=True)))
+        state, abs_q, obs_q = map(stacked, (states, abs_posteriors, obs_posteriors))
         read = torch.stack(reads)[..., 0]
-        abs_q, obs_q = (
-            Normal(*(torch.stack(part) for part in zip(*each, strict=True)))
-            for each in (abs_posteriors, obs_posteriors)
-        )
         abs_p = normal_from(self.abs_prior(state.abs_belief))
         obs_p = normal_from(self.obs_prior(state.obs_belief))
-        dyn_abs = read * normal_kl(abs_q.detach(), abs_p)
-        rep_abs = read * normal_kl(abs_q, abs_p.detach())
+        price = settings.abs_scale * read
+        dyn_abs = price * normal_kl(abs_q.detach(), abs_p)
+        rep_abs = price * normal_kl(abs_q, abs_p.detach())
         dyn_obs, rep_obs = normal_kl(obs_q.detach(), obs_p), normal_kl(obs_q, obs_p.detach())
-        prior_logit = self._prior_logits(state, logit)
+        prior_logit = self._prior_logits(state, action, logit)
         chosen = (~first).float()  # the first step of an episode is a boundary by definition
         count = chosen.sum().clamp_min(1)
         dyn_boundary = (bernoulli_kl(logit.detach(), prior_logit) * chosen).sum() / count
         rep_boundary = (bernoulli_kl(logit, prior_logit.detach()) * chosen).sum() / count
-        losses = {
-            "dyn": Weighted(self._free(dyn_abs + dyn_obs), settings.dyn_scale),
-            "rep": Weighted(self._free(rep_abs + rep_obs), settings.rep_scale),
+        losses = settings.balance.losses(dyn_abs + dyn_obs, rep_abs + rep_obs) | {
             "boundary_dyn": Weighted(dyn_boundary, settings.mask_scale * settings.dyn_scale),
             "boundary_rep": Weighted(rep_boundary, settings.mask_scale * settings.rep_scale),
         }
@@ -318,15 +351,11 @@ class Vta(nn.Module):
             },
         )
 
-    def _prior_logits(self, state: VtaState, logit: Tensor) -> Tensor:
+    def _prior_logits(self, state: VtaState, action: Tensor, logit: Tensor) -> Tensor:
         """Return (t, b) the prior's logits: those of step t are predicted from step t - 1."""
-        seen = torch.cat([state.obs_belief, state.obs_stoch], -1)[:-1]
-        predicted = self.next_boundary(seen)[..., 0].float()
+        before = at(state, slice(None, -1))
+        predicted = self._next(before, action[1:])
         if self.training or self.settings.force == "both":
-            before = VtaState(*(part[:-1].flatten(0, 1) for part in state))
-            predicted = self._overruled(predicted.flatten(), before)[0].view_as(predicted)
+            flat = VtaState(*(part.flatten(0, 1) for part in before))
+            predicted = self._overruled(predicted.flatten(), flat)[0].view_as(predicted)
         return torch.cat([logit[:1].detach(), predicted])
-
-    def _free(self, kl: Tensor) -> Tensor:
-        free = self.settings.free_nats
-        return functional.relu(kl - free).mean() + free

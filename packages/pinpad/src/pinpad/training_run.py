@@ -1,0 +1,74 @@
+"""A training from the command line to its page, and the judgement of a finished one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loom.config import Resolved, resolve
+from loom.drawing import print_table
+from loom.errors import UserError
+from loom.run import Run
+
+from pinpad import returns
+from pinpad.figures import write_report
+from pinpad.train_config import PRESETS, TrainConfig, preset_names
+
+
+def resolve_training(
+    source: Path | None,
+    overrides: Sequence[str] | None,
+    preset: str | None = None,
+    flags: dict[str, Any] | None = None,
+) -> Resolved[TrainConfig]:
+    """Lay file, preset, overrides and options over the defaults, in this order.
+
+    Raises:
+        UserError: There is no such preset, or a setting is wrong.
+    """
+    if preset is not None and preset not in preset_names():
+        raise UserError(f"{preset!r} is no preset", hint=f"there are {', '.join(preset_names())}")
+    chosen = [] if preset is None else [f"preset={preset}"]
+    return resolve(TrainConfig, source, [*chosen, *(overrides or ())], groups=PRESETS, flags=flags)
+
+
+def run_training(
+    source: Path | None,
+    overrides: Sequence[str] | None,
+    *,
+    preset: str | None = None,
+    flags: dict[str, Any] | None = None,
+    directory: Path | None = None,
+    resume: bool = False,
+    archive: bool = False,
+) -> Path:
+    """Train an agent, or a world model with `wm_only`; return the run directory."""
+    if resume and source is None and directory is not None:
+        source = directory if (directory / "config.yaml").is_file() else None
+    resolved = resolve_training(source, overrides, preset, flags)
+    with Run.open(
+        "pinpad", TrainConfig, resolved, directory=directory, resume=resume, archive=archive
+    ) as run:
+        if run.config.wm_only:
+            from pinpad.train_world import train_world
+
+            train_world(run.config, run)
+        else:
+            from pinpad.train import train
+
+            train(run.config, run)
+            print_table(
+                returns.COLUMNS, returns.table(returns.read_returns(run.dir / "evaluation"))
+            )
+        run.info(f"[report] {write_report(run.dir)}")
+    return run.dir
+
+
+def evaluate_run(
+    path: Path, *, task: str | None, rooms: int | None, steps: int | None, seed: int
+) -> None:
+    """Judge the agent of a run beside uniform play and the oracle, and print the table."""
+    from pinpad.restore import restore_agent
+
+    agent, config = restore_agent(path)
+    judging = config.judging(seed=seed, task=task, rooms=rooms, steps=steps)
+    print_table(returns.COLUMNS, returns.table(returns.compare(agent, judging)))

@@ -1,0 +1,142 @@
+import json
+import shutil
+
+import pytest
+from loom.config import differences, plain, resolve
+from loom.errors import UserError
+from loom.record import read_records
+from pinpad.cli import app
+from pinpad.data.collect import collect
+from pinpad.data.players import parse_mix
+from pinpad.restore import restore_agent, restore_world
+from pinpad.returns import Judging, read_returns, scripted_returns
+from pinpad.train_config import PRESETS, TrainConfig, preset_names
+from pinpad.training_run import resolve_training
+from typer.testing import CliRunner
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TINY = [
+    "dyn_deter=16", "dyn_hidden=16", "dyn_stoch=4", "dyn_discrete=4", "vta_abs_belief=16",
+    "vta_abs_stoch=4", "vta_obs_belief=16", "vta_obs_stoch=4", "units=16", "imag_starts=8",
+    "imag_horizon=3", "batch_size=8", "batch_length=8", "prefill=400", "envs=8", "time_limit=40",
+    "train_ratio=4", "pretrain=2", "updates=6", "eval_every=3", "log_every=1", "gates=[]",
+    "least_reward_ap=0", "heldout_episodes=3", "eval_episodes=4", "eval_steps=60",
+]  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def measured(folder):
+    keep = ("metric/", "loss/", "baseline/", "train/", "grad/")
+    rows = read_records(folder)
+    return [{k: v for k, v in row.items() if k == "step" or k.startswith(keep)} for row in rows]
+
+
+@pytest.mark.parametrize("dynamics", ["rssm", "vta"])
+def test_an_agent_trains_and_resumes_to_the_bit_with_its_rooms_and_its_memory(dynamics, here):
+    common = ["--task", "three", "--dynamics-type", dynamics, *TINY, "expl_behavior=plan2explore",
+              "expl_until=600"]  # fmt: skip
+    whole = run("train", "--run-dir", "whole", *common)
+    assert whole.exit_code == 0, whole.output
+    assert "oracle" in whole.output
+    begun = run("train", "--run-dir", "parts", *common)
+    assert begun.exit_code == 0, begun.output
+    shutil.rmtree(here / "parts" / "checkpoints" / "step_000006")  # as if it had ended at 3
+    resumed = run("train", "--run-dir", "parts", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert json.loads((here / "parts" / "run.json").read_text())["resumes"][0]["step"] == 3
+    one, two = measured(here / "whole"), measured(here / "parts")
+    assert one == two
+    # 8 rooms, 64 frames learnt from at a ratio of 4: two steps of each room before an update.
+    assert [row["train/env_steps"] for row in one] == [400, 400, 400, 416, 432, 448]
+    assert one[-1]["metric/return"] == read_returns(here / "whole" / "evaluation")[0].mean
+    assert "Returns" in (here / "whole" / "report.html").read_text()
+
+    agent, config = restore_agent(here / "whole")
+    assert config.dynamics_type == dynamics
+    world, _ = restore_world(here / "whole")
+    assert {*world.state_dict()} == {*agent.world.state_dict()}
+    judged = run("eval", "whole", "--episodes", 3, "--steps", 50)
+    assert judged.exit_code == 0, judged.output
+    assert [line.split()[0] for line in judged.output.splitlines()[-3:]] == [
+        "agent", "random", "oracle",
+    ]  # fmt: skip
+
+
+def test_without_acting_a_world_model_learns_from_recorded_episodes(here):
+    collect(here / "recorded", "three", parse_mix("babble"), 4, length=60, size=16, seed=0)
+    done = run("train", "--run-dir", "run", "--data", "recorded", "wm_only=true", *TINY)
+    assert done.exit_code == 0, done.output
+    assert "[data] 4 episodes" in done.output
+    assert restore_world(here / "run")[1].data is not None
+    with pytest.raises(UserError, match="nobody who acts"):
+        restore_agent(here / "run")
+
+
+def test_a_model_that_cannot_predict_rewards_from_actions_misses_its_gate(here):
+    arguments = [each for each in TINY if not each.startswith(("least", "time_limit"))]
+    done = run("train", "--run-dir", "run", *arguments, "least_reward_ap=1.0", "time_limit=150")
+    assert done.exit_code == 3
+    assert "from actions alone" in done.output
+    assert read_returns(here / "run" / "evaluation")  # what it earned is known all the same
+
+
+def test_updates_follow_from_steps_and_the_other_way_round():
+    config = TrainConfig(
+        steps=90_000, prefill=50_000, pretrain=100, batch_size=32, batch_length=16, train_ratio=8.0
+    )
+    assert config.all_updates() == 100 + 40_000 // 64
+    assert [config.acted(step) for step in (0, 100, 101, 110, 725)] == [0, 0, 1, 10, 625]
+    assert 50_000 + 64 * config.acted(config.all_updates()) == 90_000
+    many = config.model_copy(update={"envs": 256})
+    assert [many.acted(step) for step in (103, 104, 108)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_can_be_chosen(name):
+    chosen = resolve_training(None, ["seed=3"], name).config
+    assert chosen.seed == 3
+    default = TrainConfig()
+    changed = differences(plain(default), plain(chosen.model_copy(update={"seed": 0})))
+    assert bool(changed) is (name != "cpu_tiny"), changed
+
+
+def test_a_file_lies_below_a_preset_and_a_preset_below_the_rest(here):
+    (here / "mine.yaml").write_text("units: 7\nbatch_size: 9\n")
+    config = resolve_training(here / "mine.yaml", ["batch_length=5"], "cpu_tiny").config
+    assert (config.units, config.batch_size, config.batch_length) == (128, 32, 5)
+    assert resolve(TrainConfig, here / "mine.yaml", groups=PRESETS).config.units == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "nine"], "nine"),
+        (["--dynamics-type", "gru"], "dynamics_type"),
+        (["--preset", "cpu_huge"], "there are cpu_small, cpu_tiny"),
+        (["steps=10"], "prefill is 100000"),
+        (["action_repeat=2"], "are not repeated"),
+        (["players=nobody"], "'nobody' is no player"),
+    ],
+)
+def test_wrong_settings_are_named(arguments, message, here):
+    done = run("train", *arguments)
+    assert done.exit_code == 2, done.output
+    assert message in done.output
+
+
+def test_the_oracle_earns_much_and_uniform_play_little():
+    judging = Judging("three", rooms=64, steps=1_000, size=16, seed=0)
+    oracle, random = (scripted_returns(player, judging) for player in ("oracle", "uniform"))
+    assert oracle.shape == (64,)
+    assert 500 < oracle.mean() < 620
+    assert 2 < random.mean() < 25
