@@ -34,9 +34,9 @@ APART_M = SPACING_M - 2 * JITTER_M  # an open gripper around one block touches n
 GOAL_RADIUS_M = 0.05
 TIP_LOW_M, TIP_HIGH_M = 0.025, 0.16
 HOVER_M = 0.1
-STEP_M = 0.07  # farthest that the tip moves in a step
-STEPS = 32  # an episode ends here at the latest; the expert needs about half
-CURTAIN_STEPS = (1, 4)  # first step at which a curtain may hide the table, and the last
+STEP_M = 0.25  # farthest that the tip moves in a step: from one station of a way to the next
+STEPS = 20  # an episode ends here at the latest; the expert needs about half
+CURTAIN_STEPS = (1, 2)  # first step at which a curtain may hide the table, and the last
 GRIPPER = 6
 TASK, MARKED_TASK = "pick_place", "pick_place_marked"
 
