@@ -1,7 +1,8 @@
-"""`pinpad boundaries eval`: from folders to a table, a JSON file and a page."""
+"""`pinpad boundaries eval`: from a run or from folders to a table, a JSON file and a page."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from loom.drawing import print_table
 from loom.errors import UserError
@@ -10,7 +11,11 @@ from pinpad.boundary import report
 from pinpad.boundary.detectors import ANCHORS, SELECTIONS, Detector, Scores, parse_anchor
 from pinpad.boundary.evaluate import DEFAULT_EVENTS, ENOUGH_EPISODES, judge
 from pinpad.boundary.recordings import read_recordings
+from pinpad.config import WorldConfig
+from pinpad.data.collect import record_episodes, write_new
+from pinpad.data.players import parse_mix
 from pinpad.embedded import embedded_episodes
+from pinpad.envs.layouts import layout_name
 
 
 def evaluate_folder(
@@ -64,6 +69,62 @@ def evaluate_folder(
         "seed": seed,
     }
     return report.write(judged, output, facts)
+
+
+def evaluate(
+    path: Path | None,
+    on: Path | None = None,
+    *,
+    scores: Sequence[str] = (),
+    output: Path | None = None,
+    say: Callable[[str], None] = print,
+    **settings: Any,
+) -> Path:
+    """Judge the model of a run, or stored scores; return the path of the page.
+
+    Args:
+        path: A run directory, whose model scores episodes that it has not seen; or a folder of
+            episodes; or None.
+        on: The episodes that a run's model scores; without it scripted ones are recorded into the
+            run's directory, once.
+        scores: `NAME=FOLDER` each, beside those of the run.
+        output: JSON file; by default in the run's directory, or `boundary_eval.json`.
+        say: Prints a line.
+        settings: As for `evaluate_folder`.
+
+    Raises:
+        UserError: `on` is given without a run.
+    """
+    if path is None or not (path / "config.yaml").is_file():
+        if on is not None:
+            raise UserError(f"{path}: no run, so its model cannot score {on}", hint="name a RUN")
+        output = output or Path("boundary_eval.json")
+        return evaluate_folder(path, scores=scores, output=output, say=say, **settings)
+    from pinpad.restore import restore_world
+    from pinpad.score import score_folder
+
+    place = path / "evaluation"
+    episodes = on or place / "episodes"
+    if on is None and not any(episodes.glob("*.npz")):
+        _, config = restore_world(path)
+        record_heldout(config, episodes)
+        say(f"[data] {config.heldout_episodes} held-out episodes recorded to {episodes}")
+    own = [f"{folder.name}={folder}" for folder in score_folder(path, episodes, place / "scores")]
+    output = output or place / "boundary_eval.json"
+    return evaluate_folder(episodes, scores=[*own, *scores], output=output, say=say, **settings)
+
+
+def record_heldout(config: WorldConfig, folder: Path) -> None:
+    """Record the scripted episodes that a run of this configuration is judged on."""
+    recorded = record_episodes(
+        layout_name(config.task),
+        parse_mix(config.heldout_players),
+        config.heldout_episodes,
+        length=config.time_limit,
+        size=config.size,
+        seed=config.heldout_seed,
+    )
+    write_new(folder, recorded)
 
 
 def _scores(text: str, source: str | None) -> Scores:

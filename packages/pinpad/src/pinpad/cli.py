@@ -197,9 +197,13 @@ def boundaries_eval(
     episodes: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[FOLDER]",
-            help="Held-out episodes (.npz); without it 20 scripted ones are recorded.",
+            metavar="[RUN|FOLDER]",
+            help="A run, whose model scores episodes that it has not seen; or held-out episodes "
+            "(.npz). Without it 20 scripted ones are recorded.",
         ),
+    ] = None,
+    on: Annotated[
+        Path | None, typer.Option("--on", help="Episodes for a run's model to score.")
     ] = None,
     scores: Annotated[
         list[str] | None,
@@ -216,15 +220,19 @@ def boundaries_eval(
     event: Annotated[list[str] | None, typer.Option(help="True events to judge against.")] = None,
     permutations: Annotated[int, typer.Option(min=1, help="Shifts for the p value.")] = 9_999,
     seed: Annotated[int, typer.Option(min=0, help="Of shifts and intervals.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="All figures, as JSON.")] = Path(
-        "boundary_eval.json"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="All figures, as JSON (default: boundary_eval.json, or in RUN)."
+        ),
+    ] = None,
 ) -> None:
     """Judge where detectors fire: matches, rankings, segmentations, chance and collapse."""
-    from pinpad.boundary_eval import evaluate_folder
+    from pinpad.boundary_eval import evaluate
 
-    page = evaluate_folder(
+    page = evaluate(
         episodes,
+        on,
         scores=scores or (),
         source=source,
         anchors=detector,
@@ -234,4 +242,4 @@ def boundaries_eval(
         output=output,
         say=typer.echo,
     )
-    typer.echo(f"figures: {output}\nreport: {page}")
+    typer.echo(f"figures: {page.with_suffix('.json')}\nreport: {page}")
