@@ -92,7 +92,7 @@ def train(
     config: ConfigOption = None,
     overrides: Overrides = None,
     preset: Annotated[
-        str | None, typer.Option(help="cpu_tiny (as by default) or cpu_small.")
+        str | None, typer.Option(help="cpu_tiny (as by default), cpu_small, rtx3070 or h100.")
     ] = None,
     task: TaskOption = None,
     dynamics_type: Annotated[str | None, typer.Option(help="rssm or vta.")] = None,
