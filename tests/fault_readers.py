@@ -18,7 +18,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (8, 10, 4), dtype=np.uint8)
 
 def all_readers() -> list[Reader]:
     """Return the readers of all packages."""
-    parts = (core(), featdistill(), pinpad(), coopcyl(), maniflow_overlay())
+    parts = (core(), featdistill(), pinpad(), coopcyl(), maniflow_overlay(), end2race())
     return list(itertools.chain.from_iterable(parts))
 
 
@@ -319,4 +319,83 @@ def maniflow_overlay() -> list[Reader]:
             True,
         ),  # fmt: skip
         Reader("maniflow_overlay: answer of a model", keeping("answer.txt", answer), parse, True),
+    ]
+
+
+def end2race() -> list[Reader]:
+    from end2race.cache.info import CacheInfo
+    from end2race.cache.npz_compat import read_entry, write_entry
+    from end2race.cache.store import TeacherCache
+    from end2race.data.calibration import Pose, level_camera
+    from end2race.data.dataset import DatasetFile, open_dataset
+    from end2race.data.images import read_image
+    from end2race.data.lidar_files import read_points
+    from end2race.data.writer import SegmentWriter, write_info
+    from end2race.sim.track_files import read_track
+
+    def dataset(folder: Path) -> Path:
+        root = folder / "set"
+        pose = Pose(np.eye(3), np.zeros(3))
+        write_info(
+            root, DatasetFile(lidar_num_features=4), level_camera(16, 8, 9.0, (0, 0, 0.2)), pose
+        )
+        draw = np.random.default_rng(0)
+        writer = SegmentWriter(root, "train", "segment_0001")
+        for frame in range(4):
+            points = draw.uniform(-5, 5, (6, 4)).astype(np.float32)
+            image = draw.integers(0, 256, (8, 16, 3), dtype=np.uint8)
+            writer.append(10**9 + frame * 10**8, 2.0, 9.0 * frame, points=points, image=image)
+        writer.close()
+        return root
+
+    def part(name: str) -> Callable[[Path], Path]:
+        return lambda folder: dataset(folder) / name
+
+    def first(pattern: str) -> Callable[[Path], Path]:
+        return lambda folder: sorted(dataset(folder).rglob(pattern))[0]
+
+    def opened(levels: int) -> Callable[[Path], object]:
+        return lambda path: open_dataset(path.parents[levels])
+
+    def cache(folder: Path) -> Path:
+        fields = {"actions": (2, 2), "bev_vec": (3,), "gru_out": (2, 4)}
+        info = CacheInfo("0" * 64, {"train": "f"}, 2, 1, "float32", fields)
+        store = TeacherCache.create(folder / "cache", info)
+        keys = [f"train/segment_0001:{start}" for start in range(3)]
+        draw = np.random.default_rng(0)
+        arrays = {
+            name: draw.random((3, *(shape if name != "bev_vec" else (2, 3))), np.float32)
+            for name, shape in fields.items()
+        }
+        arrays["bev_vec"][1:, 0] = arrays["bev_vec"][:-1, 1]  # a frame has one vector
+        with store.writing():
+            store.append(keys, arrays)
+        return folder / "cache"
+
+    def read_cache(path: Path) -> object:
+        store = TeacherCache.open(path.parent)
+        return store.read(list(store.keys), list(store.info.fields))
+
+    def in_cache(pattern: str) -> Callable[[Path], Path]:
+        return lambda folder: sorted(cache(folder).glob(pattern))[0]
+
+    def entry(folder: Path) -> Path:
+        write_entry(folder / "e.npz", {"actions": np.zeros((2, 2), np.float32)})
+        return folder / "e.npz"
+
+    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    circle = "# x_m, y_m, w_tr_right_m, w_tr_left_m\n" + "".join(
+        f"{6 * np.cos(a):.4f}, {6 * np.sin(a):.4f}, 1.1, 1.1\n" for a in angle
+    )
+    return [
+        Reader("end2race: dataset.json", part("dataset.json"), opened(0), True),
+        Reader("end2race: calibration.json", part("calibration.json"), opened(0), True),
+        Reader("end2race: data.csv", first("data.csv"), opened(3), True),
+        Reader("end2race: LiDAR .bin", first("*.bin"), lambda p: read_points(p, 4)),
+        Reader("end2race: camera PNG", first("*.png"), lambda p: read_image(p, 16, 8)),
+        Reader("end2race: cache.json", in_cache("cache.json"), read_cache, True),
+        Reader("end2race: cache shard index", in_cache("shard*.json"), read_cache, True),
+        Reader("end2race: cache shard", in_cache("shard*.bin"), read_cache),
+        Reader("end2race: the notes' cache .npz", entry, read_entry),
+        Reader("end2race: centreline .csv", keeping("a_centerline.csv", circle), read_track, True),
     ]

@@ -44,7 +44,7 @@ def written(text: str) -> list[str]:
     lines += _CODE.findall(_BLOCK.sub("", text))
     found = []
     for line in lines:
-        for part in re.split(r"&&|\|", line.split(" #")[0]):
+        for part in re.split(r"&&|\\?\|", line.split(" #")[0]):
             words = part.strip().removeprefix("uv run ").strip()
             words = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", words)  # VARIABLE=value command
             if words.split(" ")[0] in applications() and " " in words:

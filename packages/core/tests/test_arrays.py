@@ -69,6 +69,44 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
         read_npz(tmp_path / "a.npz", largest=1_000_000)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+        "{'descr': '<f4', 'shape': (1,), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1,)",
+        "__import__('os').system('false')",
+        '"""',
+        "[" * 200,
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path, header):
+    text = (header + " " * (117 - len(header) % 118) + "\n").encode()
+    content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(4)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", content)
+    with pytest.raises(UserError, match="not a readable"):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_layouts_of_every_kind_come_back(tmp_path):
+    arrays = {
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "none": np.zeros((0, 3)),
+        "words": np.array(["ab", "c"]),
+        "big": np.arange(3, dtype=">i4"),
+        "flag": np.array(True),
+    }
+    write_npz(tmp_path / "a.npz", arrays)
+    found = read_npz(tmp_path / "a.npz")
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(found[name], value)
+        assert found[name].dtype == value.dtype
+    found["fortran"][0, 0] = 5  # what is read may be changed
+
+
 def test_a_missing_array_is_named_with_those_that_are_there(tmp_path):
     write_npz(tmp_path / "a.npz", ARRAYS)
     with pytest.raises(UserError, match="has no array b; it has a, name"):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import typer
@@ -139,6 +140,31 @@ def test_a_thread_adds_its_checks_to_the_doctor(monkeypatch):
     )
     assert result.exit_code == 1
     assert json.loads(result.stdout)[0]["name"] == "teacher"
+
+
+def test_what_a_threads_checks_take_are_options_of_the_doctor(monkeypatch):
+    from loom import doctor
+
+    monkeypatch.setattr(doctor, "core_checks", lambda _: [])
+
+    def checks(
+        traces: Annotated[Path | None, typer.Option(help="Recorded traces.")] = None,
+        strict: bool = False,
+    ):
+        found = doctor.Finding("ok", f"{traces} {type(traces).__name__} {strict}")
+        return [doctor.Check("traces", lambda: found)]
+
+    app = cli.application("demo", "A demo.", "loom-core", checks)
+
+    def detail(*words):
+        result = runner.invoke(app, ["doctor", "--json", *words])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)[0]["detail"]
+
+    assert detail() == "None NoneType False"
+    assert detail("--traces", "folder", "--strict") == f"folder {type(Path()).__name__} True"
+    assert "Recorded traces." in runner.invoke(app, ["doctor", "--help"]).output
+    assert runner.invoke(app, ["doctor", "--trace", "folder"]).exit_code == 2
 
 
 def test_help_does_not_import_torch_or_pydantic():

@@ -61,6 +61,7 @@ def test_one_failure_of_any_kind_never_ends_the_rest(tmp_path):
     jobs, last = run(
         tmp_path,
         shell("status", "echo all is lost; exit 3"),
+        shell("error", "echo 'error: no such key'; echo 'hint: give another'; exit 2"),
         shell("segfault", "kill -SEGV $$"),
         shell("killed", "kill -KILL $$"),
         shell("below", f"{sys.executable} -S -c 'import os; os.abort()' 2>/dev/null; exit $?"),
@@ -71,6 +72,7 @@ def test_one_failure_of_any_kind_never_ends_the_rest(tmp_path):
     )
     details = {name: entry["detail"] for name, entry in jobs.items()}
     assert details["status"] == "exit status 3: all is lost"
+    assert details["error"] == "exit status 2: error: no such key"
     assert details["segfault"] == "killed by SIGSEGV (segmentation fault)"
     assert details["killed"].startswith("killed by SIGKILL (the machine ran out of memory")
     assert details["below"].startswith("killed by SIGABRT (aborted), exit status 134")
@@ -78,7 +80,7 @@ def test_one_failure_of_any_kind_never_ends_the_rest(tmp_path):
     assert details["hangs"] == "timed out after 0.3 s"
     assert details["silent"] == "exit status 0, but it left no latest"
     assert {name for name, entry in jobs.items() if entry["state"] == "done"} == {"good"}
-    assert (last.kind, last.job, last.detail) == ("failed", "", "7 failed, 1 done")
+    assert (last.kind, last.job, last.detail) == ("failed", "", "8 failed, 1 done")
     assert status(tmp_path)["state"] == "failed"
 
 
@@ -115,6 +117,63 @@ def test_the_memory_limit_counts_the_children_of_a_job(tmp_path):
     assert jobs["below"]["seconds"] < 10
     assert jobs["modest"]["state"] == "done"
     assert 1 < jobs["modest"]["peak_mb"] < 100
+
+
+# --- jobs that come after others -----------------------------------------------------------------
+
+
+def test_a_job_starts_when_those_before_it_have_ended_well_or_not(tmp_path):
+    order = tmp_path / "order"
+    jobs, _ = run(
+        tmp_path / "root",
+        shell("train", f"sleep 0.4; echo train >> {order}; exit 1"),
+        shell("judge", f"echo judge >> {order}", after=["train"]),
+        shell("other", f"echo other >> {order}"),
+    )
+    assert order.read_text(encoding="utf-8").split() == ["other", "train", "judge"]
+    assert [jobs[name]["state"] for name in ("train", "judge", "other")] == [
+        "failed",
+        "done",
+        "done",
+    ]
+
+
+def test_a_job_without_its_inputs_is_skipped_and_runs_when_they_are_there(tmp_path):
+    train = "[ -e again ] && touch weights; touch again; exit 1"
+    listed = [
+        shell("train", train, directory=tmp_path),
+        shell("judge", "touch judged", directory=tmp_path, after=["train"], inputs=["weights"]),
+    ]
+    jobs, last = run(tmp_path / "root", *listed)
+    assert jobs["judge"]["state"] == "skipped"
+    assert jobs["judge"]["detail"] == "missing weights"
+    assert jobs["judge"]["attempts"] == 0
+    assert last.detail == "1 failed, 1 skipped"
+    jobs, _ = run(tmp_path / "root", *listed, resume=True, retry_failed=True)
+    assert jobs["judge"]["state"] == "done"
+    assert (tmp_path / "judged").exists()
+
+
+def test_what_comes_after_a_job_that_runs_again_runs_again(tmp_path):
+    script = "[ -e tried ] || { touch tried; exit 1; }"
+    listed = [
+        shell("train", script),
+        shell("judge", "true", after=["train"]),
+        shell("draw", "true", after=["judge"]),
+        shell("apart", "true"),
+    ]
+    run(tmp_path, *listed)
+    jobs, _ = run(tmp_path, *listed, resume=True, retry_failed=True)
+    attempts = {name: entry["attempts"] for name, entry in jobs.items()}
+    assert attempts == {"train": 2, "judge": 2, "draw": 2, "apart": 1}
+
+
+def test_a_job_can_only_come_after_one_of_the_list_before_it():
+    with pytest.raises(UserError, match="job judge: train is not a job before it"):
+        Sweep("test", [shell("judge", "true", after=["train"]), shell("train", "true")])
+
+
+# --- words ---------------------------------------------------------------------------------------
 
 
 def test_exit_codes_are_put_in_words():

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from loom.cli import add_config_commands, application, run_app
+from loom.cli import JsonOption, add_config_commands, application, run_app
 
 app = application("loom", "Look at runs, machines and native code.", package="loom-core")
 add_config_commands(app)
@@ -13,7 +13,6 @@ ext = typer.Typer(help="Native kernels: the tool chain and the builds.", no_args
 app.add_typer(ext, name="ext")
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
 
 @app.command()

@@ -5,7 +5,9 @@ checked before anything in it is interpreted, pickles are refused, and so is an 
 to more than it may.
 """
 
+import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
@@ -25,7 +27,10 @@ _DAMAGE = (
     ValueError,
     EOFError,
     RuntimeError,  # zipfile's word for a method of compression that it does not know
+    SyntaxError,  # of a header, which is a Python literal
+    TypeError,
     struct.error,
+    tokenize.TokenError,
     zlib.error,
     zipfile.BadZipFile,
 )
@@ -73,12 +78,29 @@ def read_npz(
                     f"its arrays would be {size:,} bytes, at most {largest:,} are read"
                 )
             unpacked = {name: archive.read(member) for name, member in wanted.items()}
-        return {
-            name: np.lib.format.read_array(BytesIO(data), allow_pickle=False)
-            for name, data in unpacked.items()
-        }
+        return {name: _array(data) for name, data in unpacked.items()}
     except _DAMAGE as error:
         raise UserError(
             f"{path}: not a readable .npz file ({error})",
             hint="it was cut short while it was written, or is another kind of file",
         ) from error
+
+
+def _array(data: bytes) -> np.ndarray:
+    """Interpret one member: a header, and exactly as many bytes as it announces."""
+    stream = BytesIO(data)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(stream)
+    if version not in readers:
+        raise ValueError(f"an array of format {version}")
+    shape, fortran, dtype = readers[version](stream)
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects, which is never read")
+    rest = data[stream.tell() :]
+    if len(rest) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{len(rest)} bytes for {dtype} of shape {shape}")
+    flat = np.frombuffer(rest, dtype).copy()
+    return flat.reshape(shape, order="F" if fortran else "C")

@@ -9,8 +9,10 @@ closed the pipe is no error. Nothing here imports torch, so `--help` is quick.
     main = partial(run_app, app)
 """
 
+import functools
 import importlib
 import importlib.metadata
+import inspect
 import os
 import sys
 import traceback
@@ -46,6 +48,7 @@ RunDir = Annotated[
     typer.Option("--run-dir", help="Directory of the run (default: runs/THREAD/NAME)."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 Archive = Annotated[
     bool, typer.Option("--archive", help="Move an old run of this name aside, with a time stamp.")
 ]
@@ -114,7 +117,7 @@ def application(
     name: str,
     help: str | None,
     package: str | None = None,
-    checks: Callable[[], Sequence["Check"]] | None = None,
+    checks: Callable[..., Sequence["Check"]] | None = None,
 ) -> typer.Typer:
     """Make the command line of a thread, with `--version`, `--debug` and `doctor`.
 
@@ -122,7 +125,8 @@ def application(
         name: What the user types.
         help: One paragraph for `--help`.
         package: The distribution whose version is shown, by default `name`.
-        checks: Returns the thread's own checks for `doctor`, beside those of the core.
+        checks: Returns the thread's own checks for `doctor`, beside those of the core. Its
+            parameters, annotated for Typer, become options of that command.
     """
     distribution = package or name
     app = typer.Typer(
@@ -154,18 +158,34 @@ def application(
     ) -> None:
         pass
 
-    @app.command()
-    def doctor(
-        as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
-    ) -> None:
+    def doctor(as_json: JsonOption = False, **options: Any) -> None:
         """Check this machine: one line for each check, with what to do about it."""
         from loom.doctor import core_checks, report, run_checks
 
-        extra = checks() if checks is not None else ()
-        code = report(run_checks([*core_checks(distribution), *extra]), as_json=as_json)
+        code = report(run_checks([*core_checks(distribution), *own(**options)]), as_json=as_json)
         raise typer.Exit(code)
 
+    own: Callable[..., Sequence[Check]] = checks or (lambda: ())
+    app.command()(_with_options_of(own, doctor))
     return app
+
+
+def _with_options_of(
+    source: Callable[..., Any], command: Callable[..., None]
+) -> Callable[..., None]:
+    """Return a command that takes the parameters of another function as its `**options`."""
+    own = inspect.signature(command, eval_str=True)
+    shared = inspect.signature(source).parameters.values()
+    fixed = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    listed = [*fixed, *(each.replace(kind=each.KEYWORD_ONLY) for each in shared)]
+
+    @functools.wraps(command)
+    def together(**values: Any) -> None:
+        command(**values)
+
+    vars(together)["__signature__"] = own.replace(parameters=listed)
+    together.__annotations__ = {each.name: each.annotation for each in listed}
+    return together
 
 
 def version_line(name: str, distribution: str) -> str:

@@ -13,9 +13,9 @@ signal ends the whole tree; one failure never ends the rest. Under `root`:
     logs/NAME.log  what the job printed, over all its attempts
     jobs/NAME/     its working directory, unless it names one
 
-With `resume=True` only what is not done runs: a job is done when it ended with status 0 and its
-outputs are there. `kill -9` of the executor loses nothing but the attempts under way, which the
-next run ends before it starts them again.
+With `resume=True` only what is not done runs: a job is done when it ended with status 0, its
+outputs are there, and no job that it comes `after` runs again. `kill -9` of the executor loses
+nothing but the attempts under way, which the next run ends before it starts them again.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class Job:
         command: Program and arguments.
         directory: Where it runs; by default a folder of its own under the sweep's root.
         outputs: Paths, relative to the directory, that must exist when it is done.
+        after: Jobs before it in the list that must have ended, well or not, before it starts.
+        inputs: Paths, relative to the directory, without which it is skipped.
         timeout_s: It is ended after this long.
         memory_mb: It is ended when its processes together hold more than this.
         slots: How many of the executor's slots it takes; with devices, how many devices.
@@ -66,6 +68,8 @@ class Job:
     command: Sequence[str]
     directory: Path | None = None
     outputs: Sequence[str] = ()
+    after: Sequence[str] = ()
+    inputs: Sequence[str] = ()
     timeout_s: float | None = None
     memory_mb: float | None = None
     slots: int = 1
@@ -87,6 +91,8 @@ class Job:
             "command": [str(word) for word in self.command],
             "directory": directory,
             "outputs": list(self.outputs),
+            "after": list(self.after),
+            "inputs": list(self.inputs),
             "env": dict(self.env),
         }
 
@@ -103,6 +109,10 @@ class Sweep:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"sweep {self.name}: two jobs are named {', '.join(twice)}")
+        for index, job in enumerate(self.jobs):
+            unknown = [name for name in job.after if name not in names[:index]]
+            if unknown:
+                raise UserError(f"job {job.name}: {', '.join(unknown)} is not a job before it")
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,8 @@ class Event:
     """Something that happened: `job` is empty for the sweep itself.
 
     `kind` is one of started, skipped, done, failed, interrupted for a job; the sweep ends with
-    finished (every job is done), failed or interrupted.
+    finished (every job is done), failed or interrupted. Skipped is a job that need not run again,
+    and, as its state too, one whose inputs are missing.
     """
 
     time: float
@@ -215,7 +226,7 @@ class Local:
         waiting: list[Job] = []
         for job in sweep.jobs:
             why = _why_skip(job, before.get(job.name, {}), state.directory(job), retry_failed)
-            if why:
+            if why and not any(other.name in job.after for other in waiting):
                 yield state.event("skipped", job.name, why)
             else:
                 waiting.append(job)
@@ -223,8 +234,10 @@ class Local:
         free_slots, free_devices = self.slots, list(self.devices)
         try:
             while (waiting and not caught) or running:
-                while waiting and not caught and waiting[0].slots <= free_slots:
-                    job = waiting.pop(0)
+                while not caught and (job := _next_ready(waiting, running)):
+                    if job.slots > free_slots:
+                        break
+                    waiting.remove(job)
                     taken = tuple(free_devices[: job.slots])
                     started = self._start(job, taken, state)
                     if isinstance(started, Event):
@@ -257,6 +270,9 @@ class Local:
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         directory = state.directory(job)
+        missing = [path for path in job.inputs if not (directory / path).exists()]
+        if missing:
+            return state.change(job, "skipped", f"missing {', '.join(missing)}")
         command = [str(word) for word in job.command]
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -444,16 +460,23 @@ def _why_skip(job: Job, known: Mapping[str, Any], directory: Path, retry_failed:
     return ""
 
 
+def _next_ready(waiting: Sequence[Job], running: Sequence[_Running]) -> Job | None:
+    """Return the first job that waits for no other one."""
+    unfinished = {job.name for job in waiting} | {one.job.name for one in running}
+    return next((job for job in waiting if unfinished.isdisjoint(job.after)), None)
+
+
 def _missing_outputs(job: Job, directory: Path) -> list[str]:
     return [output for output in job.outputs if not (directory / output).exists()]
 
 
 def _last_line(log: Path, begin: int) -> str:
-    """Return the last line that an attempt printed: for a Python program, the exception."""
+    """Return the last line that an attempt printed, but for a hint: in Python, the exception."""
     with log.open("rb") as stream:
         stream.seek(max(begin, stream.seek(0, os.SEEK_END) - LAST_LINE_BYTES))
         lines = stream.read().decode(errors="replace").splitlines()
-    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
+    said = (line.strip() for line in reversed(lines) if not line.startswith("hint: "))
+    return next((line[:200] for line in said if line), "")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from loom.config import read_yaml
 from loom.errors import UserError
 from loom.files import read_json
 from loom.progress import format_line, read_status
+from loom.record import read_records
 from loom.run_directory import CONFIG_FILE, GATES_FILE, RUN_FILE, STATUS_FILE
 
 DEPTH = 3  # runs/THREAD/NAME, or a folder above
@@ -210,3 +211,11 @@ def saved_origins(directory: Path) -> dict[str, str]:
     """Return where each value of a run's configuration came from; empty if it is not known."""
     run, _ = _attempt(lambda: read_json(directory / RUN_FILE))
     return dict(_typed(run, "config_origins", dict) or {})
+
+
+def last_metrics(directory: Path) -> dict[str, float]:
+    """Return the last measured value of every metric; none if nothing was recorded."""
+    last: dict[str, float] = {}
+    for row in read_records(directory):
+        last.update({key: value for key, value in row.items() if value is not None})
+    return {key: value for key, value in last.items() if key != "time"}

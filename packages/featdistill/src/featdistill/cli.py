@@ -8,6 +8,7 @@ import typer
 from loom.cli import (
     Archive,
     ConfigOption,
+    JsonOption,
     Overrides,
     Resume,
     RunDir,
@@ -43,7 +44,6 @@ SceneOption = Annotated[
 ]
 WidthOption = Annotated[int | None, typer.Option(min=8, help="Image width in pixels.")]
 Background = Annotated[str, typer.Option(help="white or black.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 LpipsWeights = Annotated[
     Path | None,
     typer.Option(help="Folder with the LPIPS weights; without it LPIPS is not evaluated."),

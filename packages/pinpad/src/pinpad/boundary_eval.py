@@ -1,8 +1,7 @@
-"""`pinpad boundaries eval`: from a run or from folders to a table, a JSON file and a page."""
+"""`pinpad boundaries eval`: from folders, or a run, to a table, a JSON file and a page."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from loom.drawing import print_table
 from loom.errors import UserError
@@ -11,44 +10,38 @@ from pinpad.boundary import report
 from pinpad.boundary.detectors import ANCHORS, SELECTIONS, Detector, Scores, parse_anchor
 from pinpad.boundary.evaluate import DEFAULT_EVENTS, ENOUGH_EPISODES, judge
 from pinpad.boundary.recordings import read_recordings
-from pinpad.config import WorldConfig
-from pinpad.data.collect import record_episodes, write_new
-from pinpad.data.players import parse_mix
-from pinpad.embedded import embedded_episodes
-from pinpad.envs.layouts import layout_name
+
+OUTPUT = "boundary_eval.json"
+SCORES = "boundary_scores"
+"""In a run's directory: its figures, and the scores that they are of."""
+
+Say = Callable[[str], None]
 
 
 def evaluate_folder(
-    folder: Path | None,
+    folder: Path,
+    detectors: Sequence[Detector],
     *,
-    scores: Sequence[str] = (),
-    source: str | None = None,
-    anchors: Sequence[str] | None = None,
     events: Sequence[str] | None = None,
     permutations: int = 9_999,
     seed: int = 0,
-    output: Path = Path("boundary_eval.json"),
-    say: Callable[[str], None] = print,
+    output: Path = Path(OUTPUT),
+    say: Say = print,
 ) -> Path:
     """Judge every detector against every kind of event; return the path of the page.
 
     Args:
-        folder: The episodes; the embedded ones without it.
-        scores: `NAME=FOLDER` each.
-        source: How boundaries follow from scores; by default from what they are.
-        anchors: Detectors that learn nothing; all of them by default.
+        folder: The episodes.
+        detectors: Who is judged.
         events: Kinds of true events.
         permutations: Shifts for the p value.
         seed: Of everything drawn.
         output: JSON file.
         say: Prints a line.
     """
-    detectors: list[Detector] = [_scores(text, source) for text in scores]
-    detectors += [parse_anchor(text) for text in (anchors or ANCHORS)]
     names = [detector.name for detector in detectors]
     if len(set(names)) < len(names):
         raise UserError(f"two detectors have one name: {', '.join(names)}", hint="rename one")
-    folder = folder or embedded_episodes(say)
     recordings = read_recordings(folder)
     if len(recordings) < ENOUGH_EPISODES:
         say(f"[warning] {len(recordings)} episodes; intervals want {ENOUGH_EPISODES} or more")
@@ -71,60 +64,86 @@ def evaluate_folder(
     return report.write(judged, output, facts)
 
 
-def evaluate(
-    path: Path | None,
-    on: Path | None = None,
-    *,
-    scores: Sequence[str] = (),
-    output: Path | None = None,
-    say: Callable[[str], None] = print,
-    **settings: Any,
-) -> Path:
-    """Judge the model of a run, or stored scores; return the path of the page.
+def named_detectors(
+    scores: Sequence[str] = (), source: str | None = None, anchors: Sequence[str] | None = None
+) -> list[Detector]:
+    """Return the detectors that a command line names.
 
     Args:
-        path: A run directory, whose model scores episodes that it has not seen; or a folder of
-            episodes; or None.
-        on: The episodes that a run's model scores; without it scripted ones are recorded into the
-            run's directory, once.
-        scores: `NAME=FOLDER` each, beside those of the run.
-        output: JSON file; by default in the run's directory, or `boundary_eval.json`.
-        say: Prints a line.
-        settings: As for `evaluate_folder`.
-
-    Raises:
-        UserError: `on` is given without a run.
+        scores: `NAME=FOLDER` each.
+        source: How boundaries follow from scores; by default from what they are.
+        anchors: Detectors that learn nothing; all of them by default.
     """
-    if path is None or not (path / "config.yaml").is_file():
-        if on is not None:
-            raise UserError(f"{path}: no run, so its model cannot score {on}", hint="name a RUN")
-        output = output or Path("boundary_eval.json")
-        return evaluate_folder(path, scores=scores, output=output, say=say, **settings)
-    from pinpad.restore import restore_world
+    detectors: list[Detector] = [_scores(text, source) for text in scores]
+    return detectors + [parse_anchor(text) for text in (anchors or ANCHORS)]
+
+
+def run_detectors(scores: Path) -> list[Detector]:
+    """Return what a run's scores can be judged as, and the anchors.
+
+    Args:
+        scores: Folder with one folder for each kind of score.
+    """
+    found: list[Detector] = []
+    for kind in ("posterior", "online"):
+        if (scores / kind).is_dir():
+            found += [Scores(kind, scores / kind), Scores(f"{kind}:topk", scores / kind, "topk")]
+    found.append(Scores("surprise", scores / "surprise"))
+    return found + [parse_anchor(text) for text in ANCHORS]
+
+
+def evaluate_run(
+    run: Path,
+    episodes: Path | None = None,
+    *,
+    events: Sequence[str] | None = None,
+    permutations: int = 9_999,
+    seed: int = 0,
+    output: Path | None = None,
+    say: Say = print,
+) -> Path:
+    """Let a run's newest checkpoint score held-out episodes, and judge it beside the anchors.
+
+    Args:
+        run: Its directory; scores and figures are put there.
+        episodes: The episodes; by default those of its configuration, or new scripted ones.
+        events: Kinds of true events.
+        permutations: Shifts for the p value.
+        seed: Of everything drawn.
+        output: JSON file; by default in the run's directory.
+        say: Prints a line.
+    """
     from pinpad.score import score_folder
 
-    place = path / "evaluation"
-    episodes = on or place / "episodes"
-    if on is None and not any(episodes.glob("*.npz")):
-        _, config = restore_world(path)
-        record_heldout(config, episodes)
-        say(f"[data] {config.heldout_episodes} held-out episodes recorded to {episodes}")
-    own = [f"{folder.name}={folder}" for folder in score_folder(path, episodes, place / "scores")]
-    output = output or place / "boundary_eval.json"
-    return evaluate_folder(episodes, scores=[*own, *scores], output=output, say=say, **settings)
-
-
-def record_heldout(config: WorldConfig, folder: Path) -> None:
-    """Record the scripted episodes that a run of this configuration is judged on."""
-    recorded = record_episodes(
-        layout_name(config.task),
-        parse_mix(config.heldout_players),
-        config.heldout_episodes,
-        length=config.time_limit,
-        size=config.size,
-        seed=config.heldout_seed,
+    folder = episodes or _heldout(run, say)
+    score_folder(run, folder, run / SCORES)
+    return evaluate_folder(
+        folder,
+        run_detectors(run / SCORES),
+        events=events,
+        permutations=permutations,
+        seed=seed,
+        output=output or run / OUTPUT,
+        say=say,
     )
-    write_new(folder, recorded)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a training run and not one of episodes."""
+    return (folder / "config.yaml").is_file()
+
+
+def _heldout(run: Path, say: Say) -> Path:
+    """Return held-out episodes of a run; scripted ones are recorded into it once."""
+    from pinpad.data.collect import write_whole
+    from pinpad.restore import read_config
+    from pinpad.train_world import heldout_episodes
+
+    config = read_config(run)
+    folder = config.heldout or run / "heldout"
+    if config.heldout is None and write_whole(folder, heldout_episodes(config)):
+        say(f"[data] held-out episodes were recorded to {folder}")
+    return folder
 
 
 def _scores(text: str, source: str | None) -> Scores:

@@ -8,6 +8,7 @@ import typer
 from loom.cli import (
     Archive,
     ConfigOption,
+    JsonOption,
     Overrides,
     Resume,
     RunDir,
@@ -15,42 +16,47 @@ from loom.cli import (
     application,
     run_app,
 )
+from loom.errors import UserError
 
 import pinpad
 
-app = application("pinpad", pinpad.__doc__)
+
+def _checks(
+    traces: Annotated[
+        Path | None,
+        typer.Option(help="Folder of recorded traces (.npz) to replay, or one of them."),
+    ] = None,
+):
+    from pinpad.doctor import checks
+
+    return checks(traces)
+
+
+app = application("pinpad", pinpad.__doc__, checks=_checks)
 main = partial(run_app, app)
 
 add_config_commands(app, "pinpad.train_config:TrainConfig")
 boundaries = typer.Typer(help="Temporal boundaries and their evaluation.", no_args_is_help=True)
 app.add_typer(boundaries, name="boundaries")
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+PresetOption = Annotated[
+    str | None, typer.Option(help="cpu_tiny (as by default), cpu_small, rtx3070 or h100.")
+]
 TaskOption = Annotated[
     str | None, typer.Option(help="pinpad_three to pinpad_eight (Pinpad-Three-v0, three).")
 ]
 
 
-# Takes the place of the `doctor` that every application has: this one can replay traces.
 @app.command()
-def doctor(
-    as_json: JsonOption = False,
-    traces: Annotated[
-        Path | None,
-        typer.Option(help="Folder of recorded traces (.npz) to replay, or one of them."),
+def demo(
+    logroot: Annotated[
+        Path | None, typer.Option(help="Folder (default: logdir/demo_TIME, a new one).")
     ] = None,
 ) -> None:
-    """Check this machine and the environment; exit code 1 if a check fails.
+    """Record episodes, learn an RSSM and a VTA, judge their boundaries: table and page."""
+    from pinpad.demo import run_demo
 
-    A trace holds action, reset, spawn_index, reward, is_first, is_last, position, sequence_length,
-    countdown, length and image_sha256_every_500; its name begins with the layout.
-    """
-    from loom.doctor import core_checks, report, run_checks
-
-    from pinpad.doctor import checks
-
-    outcomes = run_checks([*core_checks("pinpad"), *checks(traces)])
-    raise typer.Exit(report(outcomes, as_json=as_json))
+    raise typer.Exit(0 if run_demo(logroot, typer.echo) else 1)
 
 
 @app.command()
@@ -91,9 +97,7 @@ def collect(
 def train(
     config: ConfigOption = None,
     overrides: Overrides = None,
-    preset: Annotated[
-        str | None, typer.Option(help="cpu_tiny (as by default), cpu_small, rtx3070 or h100.")
-    ] = None,
+    preset: PresetOption = None,
     task: TaskOption = None,
     dynamics_type: Annotated[str | None, typer.Option(help="rssm or vta.")] = None,
     data: Annotated[
@@ -194,16 +198,16 @@ def boundaries_score(
 
 @boundaries.command("eval")
 def boundaries_eval(
-    episodes: Annotated[
+    folder: Annotated[
         Path | None,
         typer.Argument(
             metavar="[RUN|FOLDER]",
-            help="A run, whose model scores episodes that it has not seen; or held-out episodes "
-            "(.npz). Without it 20 scripted ones are recorded.",
+            help="A training run, or a folder of episodes (.npz); without either 20 scripted "
+            "episodes are recorded.",
         ),
     ] = None,
-    on: Annotated[
-        Path | None, typer.Option("--on", help="Episodes for a run's model to score.")
+    episodes: Annotated[
+        Path | None, typer.Option(help="Held-out episodes for a RUN (default: its own).")
     ] = None,
     scores: Annotated[
         list[str] | None,
@@ -223,23 +227,213 @@ def boundaries_eval(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="All figures, as JSON (default: boundary_eval.json, or in RUN)."
+            "--output", "-o", help="All figures, as JSON (default: boundary_eval.json, in the RUN)."
         ),
     ] = None,
 ) -> None:
     """Judge where detectors fire: matches, rankings, segmentations, chance and collapse."""
-    from pinpad.boundary_eval import evaluate
+    from pinpad import boundary_eval
 
-    page = evaluate(
-        episodes,
-        on,
-        scores=scores or (),
-        source=source,
-        anchors=detector,
-        events=event,
-        permutations=permutations,
-        seed=seed,
-        output=output,
-        say=typer.echo,
+    judging = {"events": event, "permutations": permutations, "seed": seed, "say": typer.echo}
+    if folder is not None and boundary_eval.is_run(folder):
+        if scores or source or detector:
+            raise UserError(
+                f"{folder} is a run: its own scores are judged beside every anchor",
+                hint="drop --scores, --source and --detector, or give a folder of episodes",
+            )
+        output = output or folder / boundary_eval.OUTPUT
+        page = boundary_eval.evaluate_run(folder, episodes, output=output, **judging)
+    else:
+        if episodes is not None:
+            raise UserError("--episodes goes with a RUN", hint="give the episodes as FOLDER")
+        from pinpad.embedded import embedded_episodes
+
+        output = output or Path(boundary_eval.OUTPUT)
+        detectors = boundary_eval.named_detectors(scores or (), source, detector)
+        folder = folder or embedded_episodes(typer.echo)
+        page = boundary_eval.evaluate_folder(folder, detectors, output=output, **judging)
+    typer.echo(f"figures: {output}\nreport: {page}")
+
+
+@boundaries.command("draw")
+def boundaries_draw(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run with an evaluation.")],
+    episode: Annotated[
+        int | None,
+        typer.Option(min=0, help="Which episode (default: the one with the most true events)."),
+    ] = None,
+) -> None:
+    """Draw where a run's boundaries are: a strip of frames, curves inside, frames that fired."""
+    from pinpad.figures import draw_run
+
+    for path in draw_run(run, episode):
+        typer.echo(f"picture: {path}")
+
+
+LogRoot = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[LOGROOT]",
+        envvar="LOGROOT",
+        help="Folder of the sweep, or its status file (default: the newest under logdir).",
+    ),
+]
+
+
+@app.command()
+def sweep(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    logroot: Annotated[
+        Path | None,
+        typer.Option(envvar="LOGROOT", help="Folder (default: logdir/pinpad_TIME, a new one)."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(envvar="TASK", help="pinpad_three to pinpad_eight.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(envvar="SEEDS", help="0,1,2 (default: 0).")] = None,
+    conditions: Annotated[
+        Path | None,
+        typer.Option(help="YAML: NAME: {KEY: VALUE} (default: the four of the first experiments)."),
+    ] = None,
+    skip_rssm: Annotated[
+        bool, typer.Option("--skip-rssm", envvar="SKIP_RSSM", help="Only conditions with vta.")
+    ] = False,
+    preset: PresetOption = None,
+    pretrain: Annotated[
+        int | None,
+        typer.Option(min=0, envvar="PRETRAIN", help="Updates before an agent first acts."),
+    ] = None,
+    vta_eval_every: Annotated[
+        int | None,
+        typer.Option(min=1, envvar="VTA_EVAL_EVERY", help="eval_every of conditions with vta."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Training episodes, with wm_only=true (default: scripted ones)."),
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="Held-out episodes to judge on (default: 20).")
+    ] = None,
+    permutations: Annotated[
+        int | None, typer.Option(min=1, help="Shifts for the p value (default: 9999).")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which a training is ended.")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="MB above which a training is ended.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at once (default: the processors).")
+    ] = None,
+    devices: Annotated[
+        str | None, typer.Option(help="Accelerators to share out, as 0,1; one training on each.")
+    ] = None,
+    run_log: Annotated[
+        Path | None, typer.Option(envvar="RUN_LOG", help="A file that gets what is printed, too.")
+    ] = None,
+    status_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="STATUS_FILE",
+            help="Shell assignments, every second (default: LOGROOT/pinpad_status.env).",
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --resume: also runs that had failed.")
+    ] = False,
+) -> None:
+    """Train, judge and draw four conditions (RSSM, three VTA) for each seed; then a report.
+
+    A failure ends no other run. Without settings: a few minutes of world models on pinpad_three.
+    """
+    from pinpad.sweep.command import run_command
+
+    given = {
+        "task": task,
+        "seeds": seeds,
+        "conditions": conditions,
+        "overrides": tuple(overrides) if overrides else None,
+        "preset": preset,
+        "pretrain": pretrain,
+        "vta_eval_every": vta_eval_every,
+        "data": data,
+        "episodes": episodes,
+        "permutations": permutations,
+        "timeout_s": timeout,
+        "memory_mb": memory,
+    }
+    done = run_command(
+        {name: value for name, value in given.items() if value is not None},
+        config=config,
+        logroot=logroot,
+        skip_rssm=skip_rssm,
+        slots=jobs,
+        devices=devices,
+        run_log=run_log,
+        status_file=status_file,
+        resume=resume,
+        retry_failed=retry_failed,
     )
-    typer.echo(f"figures: {page.with_suffix('.json')}\nreport: {page}")
+    raise typer.Exit(0 if done else 1)
+
+
+@app.command()
+def monitor(
+    logroot: LogRoot = None,
+    status_file: Annotated[
+        Path | None, typer.Option(envvar="STATUS_FILE", help="Status file of the sweep.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Show the state and end.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a sweep: the run under way, all of it, and what became of each run."""
+    import json
+
+    from pinpad.sweep import monitor as show
+    from pinpad.sweep.execute import newest_log_root
+    from pinpad.sweep.state import read_sweep
+    from pinpad.sweep.status_file import log_root
+
+    named = logroot or status_file
+    root = log_root(named) if named else newest_log_root()
+    if as_json:
+        for state in [read_sweep(root)] if once else show.states(root):
+            typer.echo(json.dumps(state.as_json()))
+    else:
+        state = show.show(root) if once else show.follow(root)
+    raise typer.Exit(0 if state.state in ("running", "finished") else 1)
+
+
+@app.command()
+def stop(logroot: LogRoot = None) -> None:
+    """Stop a sweep as Ctrl-C would: its trainings write a checkpoint, --resume completes it."""
+    from pinpad.sweep import execute
+    from pinpad.sweep.status_file import log_root
+
+    execute.stop(log_root(logroot) if logroot else execute.newest_log_root(), typer.echo)
+
+
+@app.command()
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN|LOGROOT", help="A run's directory, or that of a sweep.")
+    ],
+    event: Annotated[
+        str | None, typer.Option(help="Of a sweep: the true event whose table is printed.")
+    ] = None,
+) -> None:
+    """Write the page of a run with its pictures, or the table and page of a sweep."""
+    from pinpad.sweep.plan import SETTINGS_FILE
+
+    if (folder / SETTINGS_FILE).is_file():
+        from pinpad.sweep.report import write_report
+
+        page = write_report(folder, typer.echo, event)
+    else:
+        from pinpad import figures
+
+        page = figures.write_report(folder)
+    typer.echo(f"report: {page}")

@@ -45,12 +45,17 @@ def restore_agent(path: Path) -> tuple[Agent[Any], TrainConfig]:
     return _agent(config, weights), config
 
 
+def read_config(run: Path) -> WorldConfig:
+    """Return the configuration of a run of `train` or `train-world`."""
+    source = run / "config.yaml"
+    kind = TrainConfig if "wm_only" in read_yaml(source) else WorldConfig
+    return resolve(kind, source).config
+
+
 def _read(path: Path) -> tuple[WorldConfig, dict[str, torch.Tensor]]:
     folder = newest_folder(path)
-    source = folder.parent.parent / "config.yaml"
-    kind = TrainConfig if "wm_only" in read_yaml(source) else WorldConfig
     state = Checkpoints(folder.parent).load(folder).state
-    return resolve(kind, source).config, dict(state["model"])
+    return read_config(folder.parent.parent), dict(state["model"])
 
 
 def _is_agent(weights: dict[str, torch.Tensor]) -> bool:

@@ -7,11 +7,10 @@ from typing import Any
 from loom.config import Resolved, resolve
 from loom.drawing import print_table
 from loom.errors import UserError
-from loom.report import Report
-from loom.report_run import run_report
 from loom.run import Run
 
 from pinpad import returns
+from pinpad.figures import write_report
 from pinpad.train_config import PRESETS, TrainConfig, preset_names
 
 
@@ -62,18 +61,6 @@ def run_training(
             )
         run.info(f"[report] {write_report(run.dir)}")
     return run.dir
-
-
-def write_report(directory: Path) -> Path:
-    """Write the page of a run: what was earned first, where somebody acted."""
-
-    def earned(page: Report) -> None:
-        rows = returns.read_returns(directory / "evaluation")
-        if rows:
-            page.heading("Returns")
-            page.table(returns.COLUMNS, returns.table(rows), "95 % intervals over rooms")
-
-    return run_report(directory, earned).write(directory / "report.html")
 
 
 def evaluate_run(

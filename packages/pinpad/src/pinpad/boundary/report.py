@@ -1,6 +1,6 @@
 """Boundary judgements as a table on the terminal, one JSON file and one page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,22 @@ def rows(judged: Sequence[Judged], event: str) -> list[list[Any]]:
         ]
         for each in judged
         if each.event == event
+    ]
+
+
+def stored_row(judgement: Mapping[str, Any]) -> list[Any]:
+    """Return the same row from a judgement that was read from its JSON file."""
+    metrics, shape = judgement["metrics"], judgement["shape"]
+    plain = [judgement["lift"], shape["interval_cv"]]
+    lift, cv = (None if isinstance(value, dict) else value for value in plain)
+    return [
+        judgement["detector"],
+        shape["count"],
+        *(metrics[name].get("estimate") for name in _METRICS),
+        lift,
+        judgement["chance"].get("p"),
+        cv,
+        ", ".join(shape["flags"]) or "-",
     ]
 
 

@@ -1,5 +1,6 @@
 """Record episodes of scripted players, with true events at every frame."""
 
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,3 +141,14 @@ def write_new(folder: Path, episodes: Iterable[Episode]) -> int:
         write_episode(folder, episode)
         count += 1
     return count
+
+
+def write_whole(folder: Path, episodes: Iterable[Episode]) -> bool:
+    """Write a folder of episodes that is either complete or not there; False if it was there."""
+    if folder.is_dir():
+        return False
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    write_new(partial, episodes)
+    partial.rename(folder)
+    return True

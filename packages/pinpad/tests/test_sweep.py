@@ -1,0 +1,401 @@
+"""Sweeps with a stand-in for the training; `test_sweep_commands.py` holds the real one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from loom import processes
+from loom.doctor import Finding
+from loom.errors import UserError
+from pinpad.cli import app
+from pinpad.sweep import command, execute, plan
+from pinpad.sweep.conditions import BOUNDARY4
+from pinpad.sweep.plan import SweepSettings, jobs, members
+from pinpad.sweep.state import read_sweep
+from pinpad.sweep.status_file import read_status_file, write_status_file
+from typer.testing import CliRunner
+
+STUB = Path(__file__).with_name("stub_pinpad.py")
+SMALL = ("prefill=40", "time_limit=20")
+
+
+def stand_in(*words):
+    return [sys.executable, "-S", str(STUB), *words]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    for name in (
+        *("LOGROOT", "TASK", "SEEDS", "SKIP_RSSM", "VTA_EVAL_EVERY", "RUN_LOG", "STATUS_FILE"),
+        "PRETRAIN",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "_pinpad", stand_in)
+    monkeypatch.setattr(execute, "check_oracle", lambda: Finding("ok", ""))
+    return tmp_path
+
+
+def pinpad(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def conditions(path, *names):
+    path.write_text("".join(f"{name}: {{dynamics_type: rssm}}\n" for name in names))
+    return path
+
+
+def states(root):
+    return {run.name: (run.state, run.stage) for run in read_sweep(root).runs}
+
+
+# --- what is run ---------------------------------------------------------------------------------
+
+
+def test_the_conditions_are_those_of_the_first_experiments():
+    keys = ("max_seg_len", "boundary_force_scale", "boundary_temp", "boundary_rate")
+    values = {
+        name: tuple(each.get(f"vta_{key}") for key in (*keys, "boundary_scale"))
+        for name, each in BOUNDARY4.items()
+        if each["dynamics_type"] == "vta"
+    }
+    assert list(BOUNDARY4)[0] == "pinpad_rssm"
+    assert values == {
+        "pinpad_vta_force0_t1": (30, 0, 1, 0, 0),
+        "pinpad_vta_force10_t1": (30, 10, 1, 0, 0),
+        "pinpad_vta_force0_t2_rate": (50, 0, 2, 0.1, 0.5),
+    }
+
+
+def test_each_condition_and_seed_is_trained_judged_and_drawn(tmp_path):
+    settings = SweepSettings(seeds=(3, 5), vta_eval_every=7, timeout_s=60, memory_mb=900)
+    listed = {job.name: job for job in jobs(settings, tmp_path).jobs}
+    assert len(listed) == 2 * 4 * 3
+    assert next(iter(listed)) == "pinpad_rssm_seed3.train"
+    train = listed["pinpad_vta_force10_t1_seed5.train"]
+    words = list(train.command)
+    assert {"seed=5", "vta_boundary_force_scale=10.0", "eval_every=7", "--resume"} <= set(words)
+    assert (train.timeout_s, train.memory_mb) == (60, 900)
+    assert "eval_every=7" not in listed["pinpad_rssm_seed5.train"].command
+    judge, draw = (listed[f"pinpad_vta_force10_t1_seed5.{stage}"] for stage in ("judge", "draw"))
+    assert judge.after == [train.name]
+    assert judge.inputs == train.outputs
+    assert draw.after == [judge.name]
+    assert draw.inputs == judge.outputs
+
+
+def test_world_models_learn_from_the_same_episodes_and_agents_from_their_own(here):
+    def words(root, *overrides):
+        settings = SweepSettings(overrides=(*SMALL, *overrides), episodes=2)
+        execute.begin(settings, root, None)
+        plan.record(settings, root)
+        return [job.command for job in jobs(settings, root).jobs if job.name.endswith("train")]
+
+    for train in words(here / "models", "wm_only=true"):
+        assert f"data={here / 'models' / 'episodes'}" in train
+        assert f"heldout={here / 'models' / 'heldout'}" in train
+    assert len(list((here / "models" / "episodes").glob("*.npz"))) == 2
+    for train in words(here / "agents"):
+        assert not any(word.startswith("data=") for word in train)
+        assert f"heldout={here / 'agents' / 'heldout'}" in train
+
+
+def test_the_variables_of_the_earlier_script_are_defaults(here, monkeypatch):
+    seen = {}
+
+    def run_sweep(settings, root, **options):
+        seen.update(settings=settings, root=root, **options)
+        return True
+
+    monkeypatch.setattr(execute, "run_sweep", run_sweep)
+    variables = {"LOGROOT": "logdir/full10", "TASK": "pinpad_eight", "SEEDS": "0 2"}
+    variables |= {"SKIP_RSSM": "1", "VTA_EVAL_EVERY": "2000", "PRETRAIN": "10"}
+    variables |= {"RUN_LOG": "run.log", "STATUS_FILE": "status.env"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done = pinpad("sweep", "updates=5")
+    assert done.exit_code == 0, done.output
+    settings = seen["settings"]
+    assert (settings.task, settings.seeds) == ("pinpad_eight", (0, 2))
+    assert (settings.vta_eval_every, settings.pretrain) == (2000, 10)
+    assert "pretrain: 10" in Path("logdir/full10/base.yaml").read_text()
+    # The earlier script counted four runs for each seed even where it left out the RSSM.
+    assert len(members(settings)) == 6
+    assert "pinpad_rssm" not in settings.conditions
+    assert seen["root"] == Path("logdir/full10")
+    assert (seen["run_log"], seen["status_file"]) == (Path("run.log"), Path("status.env"))
+
+
+def test_every_sweep_gets_a_fresh_log_root(here):
+    first = execute.new_log_root()
+    execute.begin(SweepSettings(overrides=SMALL), first, None)
+    assert first.parent == Path("logdir")
+    assert execute.newest_log_root() == first
+    done = pinpad("sweep", "--logroot", first, "updates=5")
+    assert done.exit_code == 2
+    assert "is not empty" in done.output
+    assert "--resume" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["upd=3"], "did you mean"),
+        (["--task", "pinpad_nine", "updates=3"], "pinpad_nine"),
+        (["--seeds", "0,x"], "is no list of seeds"),
+        (["--seeds", "0,0"], "holds a seed twice"),
+        (["seed=3"], "give --seeds"),
+        (["vta_max_seg_len=80"], "is what pinpad_vta_force0_t1"),
+        (["--pretrain", "5", "wm_only=true"], "nobody acts"),
+        (["--data", "nowhere", "wm_only=true"], "nowhere: no episodes"),
+        (["--preset", "cpu_large"], "cpu_large"),
+        (["updates=3", "--retry-failed"], "--resume"),
+        (["--resume", "--logroot", "nowhere"], "no sweep is in it"),
+        (["--resume"], "no sweep is in it"),
+    ],
+)
+def test_wrong_settings_are_named_before_anything_is_made(here, arguments, message):
+    done = pinpad("sweep", *arguments)
+    assert done.exit_code == 2, done.output
+    assert message in done.output
+    assert not (here / "logdir").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 3\n", "condition a is not a mapping"),
+        ("a: {x: [1]}\n", "condition a is not a mapping"),
+        ("a: {dynamics_type: gru}\n", "condition a: "),
+        ("a: {name: b}\n", "condition a sets name"),
+        ("a/b: {dynamics_type: rssm}\n", "cannot be a file name"),
+        ("{}\n", "no conditions"),
+        ("- a\n", "conditions.yaml"),
+    ],
+)
+def test_wrong_conditions_are_named(here, text, message):
+    (here / "conditions.yaml").write_text(text)
+    done = pinpad("sweep", "--conditions", "conditions.yaml", *SMALL)
+    assert done.exit_code == 2, done.output
+    assert message in done.output
+
+
+def test_an_environment_that_does_not_pay_is_not_trained_in(here, monkeypatch):
+    broken = Finding("fail", "the oracle earns nothing in eight", "reinstall the package")
+    monkeypatch.setattr(execute, "check_oracle", lambda: broken)
+    done = pinpad("sweep", *SMALL)
+    assert done.exit_code == 2
+    assert "the oracle earns nothing in eight" in done.output
+    assert not list(here.glob("logdir/*/logs"))
+
+
+# --- what becomes of it --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken_sweep(here):
+    names = ("segfault", "nan", "hang", "leak", "good")
+    file = conditions(here / "c.yaml", *names)
+    root = here / "root"
+    done = pinpad(
+        *("sweep", "--conditions", file, "--logroot", root, "--run-log", "run.log", *SMALL),
+        *("--timeout", "2", "--memory", "120", "--episodes", "2", "--jobs", "5"),
+    )
+    return root, done
+
+
+def test_a_run_that_dies_in_any_way_ends_no_other_one(broken_sweep, here):
+    root, done = broken_sweep
+    assert done.exit_code == 1, done.output
+    assert states(root) == {
+        "segfault_seed0": ("failed", "train"),
+        "nan_seed0": ("failed", "train"),
+        "hang_seed0": ("failed", "train"),
+        "leak_seed0": ("failed", "train"),
+        "good_seed0": ("done", "draw"),
+    }
+    why = {run.name: run.detail for run in read_sweep(root).runs}
+    assert "segmentation fault" in why["segfault_seed0"]
+    assert why["nan_seed0"] == "exit status 2: error: the loss is not finite at step 3"
+    assert why["hang_seed0"] == "timed out after 2 s"
+    assert "the limit is 120 MB" in why["leak_seed0"]
+    for run in ("segfault", "nan", "hang", "leak"):
+        assert f"{run}_seed0.judge: skipped, missing {run}_seed0/checkpoints" in done.output
+    assert "good_seed0.draw: done" in (here / "run.log").read_text()
+    assert "hang_seed0: failed (timed out after 2 s)" in (root / "report.html").read_text()
+
+    shown = pinpad("monitor", root, "--once")
+    assert shown.exit_code == 1
+    for text in ("FAILED", "timed out after 2 s", "5 of 5 ended, 4 failed", "segmentation fault"):
+        assert text in shown.output
+    content = json.loads(pinpad("monitor", root, "--once", "--json").output)
+    assert [run["state"] for run in content["runs"]] == ["failed"] * 4 + ["done"]
+    assert content["percent"] == 100
+
+    fields = read_status_file(root / "pinpad_status.env")
+    keys = "run_name run_index total_runs step steps_target percent updated"
+    assert list(fields)[:7] == keys.split()
+    assert (fields["state"], fields["ok"], fields["failed"]) == ("failed", "1", "4")
+    assert (fields["run_name"], fields["run_index"]) == ("good_seed0", "5")
+    assert (fields["step"], fields["steps_target"]) == ("20", "20")
+
+
+def test_what_failed_is_run_again_only_on_request(broken_sweep, here, monkeypatch):
+    root, _ = broken_sweep
+    again = pinpad("sweep", "--resume", "--logroot", root)
+    assert "hang_seed0.train: skipped, failed before: timed out after 2 s" in again.output
+    attempts = json.loads((root / "status.json").read_text())["jobs"]
+    assert attempts["hang_seed0.train"]["attempts"] == 1
+    pinpad("sweep", "--resume", "--logroot", root, "--retry-failed", "--jobs", "5")
+    attempts = json.loads((root / "status.json").read_text())["jobs"]
+    assert attempts["hang_seed0.train"]["attempts"] == 2
+    assert attempts["good_seed0.train"]["attempts"] == 1
+
+
+def begin_slow_sweep(here):
+    """Start a sweep of slow trainings in a process of its own; return it and the log root."""
+    root = here / "root"
+    code = f"""
+import sys
+from pathlib import Path
+from loom.doctor import Finding
+from pinpad.sweep import execute, plan
+plan._pinpad = lambda *words: [sys.executable, "-S", {str(STUB)!r}, *words]
+execute.check_oracle = lambda: Finding("ok", "")
+from pinpad.cli import main
+main()
+"""
+    file = conditions(here / "c.yaml", "slow_one", "slow_two")
+    arguments = ["sweep", "--conditions", str(file), "--logroot", str(root), "--episodes", "1"]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments, "--jobs", "1", *SMALL])
+    deadline = time.monotonic() + 60
+    while read_step(root) < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process, root
+
+
+def read_step(root):
+    try:
+        return read_sweep(root).runs[0].step
+    except UserError:
+        return 0
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "stop"])
+def test_a_stopped_sweep_is_completed_by_resume(here, how):
+    process, root = begin_slow_sweep(here)
+    running = json.loads(pinpad("monitor", root, "--once", "--json").output)
+    assert (running["state"], running["runs"][0]["state"]) == ("running", "running")
+    assert 0 < running["percent"] < 50
+    if how == "stop":
+        done = pinpad("stop", root)
+        assert done.exit_code == 0, done.output
+        assert "--resume" in done.output
+    else:
+        process.send_signal(signal.SIGINT)
+    assert process.wait(30) == (130 if how == "ctrl-c" else 143)
+    assert states(root)["slow_one_seed0"] == ("interrupted", "train")
+    assert states(root)["slow_two_seed0"] == ("waiting", "train")
+    fields = read_status_file(root / "pinpad_status.env")
+    assert fields["state"] == "interrupted"
+    nothing = pinpad("stop", root)
+    assert nothing.exit_code == 2
+    assert "nothing is running" in nothing.output
+
+    done = pinpad("sweep", "--resume")  # the newest one under logdir: there is none
+    assert done.exit_code == 2
+    done = pinpad("sweep", "--resume", "--logroot", root, "--seeds", "1")
+    assert done.exit_code == 2
+    assert "seeds" in done.output
+    done = pinpad("sweep", "--resume", "--logroot", root, "--seeds", "0", "--jobs", "2")
+    assert done.exit_code == 0, done.output
+    for name in ("slow_one_seed0", "slow_two_seed0"):
+        trace = (root / name / "trace").read_text().split()
+        assert trace == [str(step) for step in range(1, 21)]
+
+
+def test_a_killed_sweep_is_shown_as_dead_and_what_it_left_running_is_ended(here):
+    process, root = begin_slow_sweep(here)
+    process.kill()
+    process.wait()
+    child = json.loads((root / "status.json").read_text())["jobs"]["slow_one_seed0.train"]["pid"]
+    status = json.loads((root / "status.json").read_text())
+    (root / "status.json").write_text(json.dumps(status | {"heartbeat": time.time() - 31}))
+    shown = pinpad("monitor", root, "--once")
+    assert shown.exit_code == 1
+    assert "DEAD: no sign of life from process" in shown.output
+    os.kill(child, 0)
+    done = pinpad("stop", root)
+    assert "1 runs that it had left behind were ended" in done.output
+    deadline = time.monotonic() + 20
+    while processes.start_time(child) is not None and not is_zombie(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_zombie(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_a_reader_never_sees_half_a_status_file(here):
+    execute.begin(SweepSettings(overrides=SMALL), here / "root", None)
+    state, path = read_sweep(here / "root"), here / "status.env"
+    write_status_file(path, state)
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "path, end, seen = Path(sys.argv[1]), time.monotonic() + 1.0, 0\n"
+        "while time.monotonic() < end:\n"
+        "    text = path.read_text(); seen += 1\n"
+        "    assert text[:9] == 'run_name=' and text.splitlines()[-1][:8] == 'logroot=', text\n"
+        "print(seen)"
+    )
+    reader = subprocess.Popen([sys.executable, "-S", "-c", code, path], stdout=subprocess.PIPE)
+    while reader.poll() is None:
+        write_status_file(path, state)
+    assert int(reader.communicate()[0]) > 100
+    assert reader.returncode == 0
+
+
+def test_a_status_file_leads_the_monitor_to_its_sweep(here):
+    execute.begin(SweepSettings(overrides=SMALL), here / "a b", None)
+    write_status_file(here / "status.env", read_sweep(here / "a b"))
+    assert read_status_file(here / "status.env")["logroot"] == str(here / "a b")
+    shown = pinpad("monitor", here / "status.env", "--once")
+    assert shown.exit_code == 0
+    assert "a b  RUNNING" in shown.output
+    assert shown.output.count("waiting") == 4
+
+
+@pytest.mark.parametrize("text", ["state", "a b=3\n", "state=x y\n", "state='x\n", "=1\n"])
+def test_a_damaged_status_file_is_named(here, text):
+    (here / "status.env").write_text(text)
+    with pytest.raises(UserError, match="status.env:1: no assignment"):
+        read_status_file(here / "status.env")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"jobs": 3}', '{"jobs": {"pinpad_rssm_seed0.train": 1}}', '{"pid": []}'],
+)
+def test_a_damaged_state_is_named(here, text):
+    execute.begin(SweepSettings(overrides=SMALL), here / "root", None)
+    (here / "root" / "status.json").write_text(text)
+    with pytest.raises(UserError, match="status.json"):
+        read_sweep(here / "root")
+
+
+def test_a_sweep_says_how_short_it_is_where_nothing_is_asked(here, monkeypatch):
+    monkeypatch.setattr(execute, "run_sweep", lambda settings, root, **options: True)
+    done = pinpad("sweep")
+    assert "short by default (wm_only=true updates=" in done.output
+    assert command._processors() >= 1
