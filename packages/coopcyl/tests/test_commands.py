@@ -53,7 +53,7 @@ def test_commands_without_data_use_the_embedded_one(monkeypatch):
 
 def test_a_data_set_that_fails_gives_exit_code_three(small_root):
     result = call(
-        "validate", "--root", small_root, "data.depth_format=none", *SMALL_PANORAMA, code=3
+        "validate", "--root", small_root, "dataset.depth_format=none", *SMALL_PANORAMA, code=3
     )
     assert "no depth at all" in result.stdout
     assert result.stdout.splitlines()[-1] == "failed"
@@ -62,10 +62,10 @@ def test_a_data_set_that_fails_gives_exit_code_three(small_root):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["data.split=validate"], "no such split"),
-        (["data.depth_format=tiff"], "tiff"),
+        (["dataset.split=validate"], "no such split"),
+        (["dataset.depth_format=tiff"], "tiff"),
         (["panorama.elevation_min_deg=50"], "must grow"),
-        (["data.max_range=3"], "max_range_m"),
+        (["dataset.max_range=3"], "max_range_m"),
         (["--frame", "99"], "it has 4"),
     ],
 )

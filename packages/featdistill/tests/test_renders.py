@@ -112,7 +112,7 @@ def test_damaged_frames_are_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"rgb": np.zeros((2, 2, 4), np.float16)}, "no array `rgba`"),
+        ({"rgb": np.zeros((2, 2, 4), np.float16)}, "no array rgba"),
         ({"rgba": np.zeros((2, 2, 4), np.uint8)}, "rgba is uint8"),
         ({"rgba": np.zeros((2, 2, 3), np.float16)}, r"\[2, 2, 3\]"),
         ({"rgba": np.full((2, 2, 4), np.nan, np.float16)}, "alpha must be finite"),

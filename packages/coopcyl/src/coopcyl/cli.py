@@ -5,13 +5,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from loom.cli import ConfigOption, Overrides, add_config_commands, application, run_app
+from loom.cli import (
+    Archive,
+    ConfigOption,
+    Overrides,
+    Resume,
+    RunDir,
+    add_config_commands,
+    application,
+    run_app,
+)
 
 import coopcyl
 
 app = application("coopcyl", coopcyl.__doc__)
 main = partial(run_app, app)
-add_config_commands(app, "coopcyl.config:ViewConfig")
+add_config_commands(app, "coopcyl.train_config:TrainConfig")
 
 RootOption = Annotated[
     Path | None,
@@ -24,7 +33,155 @@ FrameOption = Annotated[
     str, typer.Option("--frame", help="Index of a time, or SCENARIO/TIME (000069).")
 ]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
+TrainedArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Directory of a training run, or one checkpoint.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 VALIDATION_FAILED = 3
+
+
+@app.command()
+def demo(run_dir: RunDir = None, archive: Archive = False) -> None:
+    """Write a town, validate it, train briefly, judge and draw the result: minutes on a CPU."""
+    from coopcyl.demo import run_demo
+
+    raise typer.Exit(run_demo(run_dir, archive=archive))
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    root: RootOption = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs in all.")] = None,
+    print_lr: Annotated[
+        bool, typer.Option("--print-lr", help="Print steps and learning rates, and end.")
+    ] = False,
+    run_dir: RunDir = None,
+    resume: Resume = False,
+    archive: Archive = False,
+) -> None:
+    """Train the network, judge it in metres, write its page.
+
+    Settings and groups as in the notes: dataset=opv2v_cyl_coop_ft dataset.max_sets_per_epoch=5000.
+    """
+    from coopcyl.training_run import print_schedule, run_training
+
+    flags = {"dataset.root": root, "train_params.epochs": epochs}
+    if print_lr:
+        print_schedule(config, overrides, flags)
+        return
+    run_training(config, overrides, flags=flags, directory=run_dir, resume=resume, archive=archive)
+
+
+@app.command()
+def lr(overrides: Overrides = None, config: ConfigOption = None) -> None:
+    """Print the learning rate by step: the same for every number of processes."""
+    from coopcyl.training_run import print_schedule
+
+    print_schedule(config, overrides, {})
+
+
+@app.command("eval")
+def evaluate(
+    run: TrainedArgument,
+    overrides: Overrides = None,
+    root: RootOption = None,
+    split: SplitOption = None,
+    oracle: Annotated[
+        list[str] | None,
+        typer.Option(help="Replace a stage by the truth: depth, match or pose; repeatable."),
+    ] = None,
+    ladder: Annotated[
+        bool, typer.Option("--ladder", help="Also with true ranges, true matches, and both.")
+    ] = False,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle", help="Compare with the poses of other sets.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge a trained network in metres, beside identity, mean and GPS."""
+    from coopcyl.judging import Question, run_evaluation
+
+    question = Question(run, overrides, root, split)
+    run_evaluation(
+        question,
+        oracle=oracle or (),
+        ladder=ladder,
+        shuffle=shuffle,
+        output=output,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def predict(
+    run: TrainedArgument,
+    overrides: Overrides = None,
+    root: RootOption = None,
+    split: SplitOption = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines.")] = Path(
+        "predictions.jsonl"
+    ),
+) -> None:
+    """Predict the poses of every set of a split, one JSON line each."""
+    from coopcyl.judging import Question, run_predictions
+
+    typer.echo(run_predictions(Question(run, overrides, root, split), output))
+
+
+@app.command()
+def render(
+    run: TrainedArgument,
+    overrides: Overrides = None,
+    root: RootOption = None,
+    split: SplitOption = None,
+    frame: FrameOption = "0",
+    output: OutputOption = Path("scenes"),
+) -> None:
+    """Draw one time as the network sees it: a page with clouds, PNG, npy, summary.json."""
+    from coopcyl.judging import Question, run_rendering
+
+    typer.echo(run_rendering(Question(run, overrides, root, split), frame=frame, output=output))
+
+
+@app.command()
+def viz(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    root: RootOption = None,
+    split: SplitOption = None,
+    frame: FrameOption = "0",
+    output: OutputOption = Path("scenes"),
+) -> None:
+    """Draw one time as its files have it: a page with the clouds of all vehicles."""
+    from coopcyl.commands import Request, run_viz
+
+    typer.echo(run_viz(Request(config, overrides, root, split), frame=frame, output=output))
+
+
+@app.command()
+def parity(
+    run: TrainedArgument,
+    overrides: Overrides = None,
+    root: RootOption = None,
+    split: SplitOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold training against prediction on the same sets; exit code 3 if they differ."""
+    from coopcyl.judging import Question, run_parity
+
+    equal = run_parity(Question(run, overrides, root, split), as_json=as_json)
+    raise typer.Exit(0 if equal else VALIDATION_FAILED)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]) -> None:
+    """Write the page of a run again."""
+    from coopcyl.pages import write_report
+
+    typer.echo(f"report: {write_report(run)}")
 
 
 @app.command()
@@ -41,7 +198,11 @@ def synth(
     plain: Annotated[
         float, typer.Option(min=0, max=1, help="Share of scenarios with plain facades.")
     ] = 0.0,
+    foreign: Annotated[
+        bool, typer.Option("--foreign", help="Towns of other sizes and colours, to judge on.")
+    ] = False,
     slope_deg: Annotated[float, typer.Option(min=0, max=15, help="Slope of the ground.")] = 2.0,
+    lidar_rings: Annotated[int, typer.Option(min=1, help="Rings of the LiDAR.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
 ) -> None:
     """Write a synthetic data set in OPV2V's files: images, depth, LiDAR, YAML."""
@@ -56,7 +217,9 @@ def synth(
         depth=depth_formats(depth),
         roadside=roadside,
         plain=plain,
+        foreign=foreign,
         slope_deg=slope_deg,
+        lidar=(lidar_rings, 720),
         seed=seed,
     )
     count = write_tree(folder, options)
@@ -76,11 +239,10 @@ def validate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file.")] = None,
 ) -> None:
     """Hold a data set against its own geometry; exit code 3 if something fails."""
-    from coopcyl.commands import run_validation
+    from coopcyl.commands import Request, run_validation
 
-    passed = run_validation(
-        config, overrides, root=root, split=split, samples=samples, as_json=as_json, output=output
-    )
+    request = Request(config, overrides, root, split)
+    passed = run_validation(request, samples=samples, as_json=as_json, output=output)
     raise typer.Exit(0 if passed else VALIDATION_FAILED)
 
 
@@ -94,9 +256,10 @@ def preview(
     output: OutputOption = Path("previews"),
 ) -> None:
     """Write panoramas, ranges, masks and camera indices of one time as PNG and npy."""
-    from coopcyl.commands import run_preview
+    from coopcyl.commands import Request, run_preview
 
-    typer.echo(run_preview(config, overrides, root=root, split=split, frame=frame, output=output))
+    request = Request(config, overrides, root, split)
+    typer.echo(run_preview(request, frame=frame, output=output))
 
 
 @app.command()
@@ -109,11 +272,10 @@ def project(
     output: OutputOption = Path("projections"),
 ) -> None:
     """Draw LiDAR points and vehicle boxes into every camera and the panorama."""
-    from coopcyl.commands import run_projection
+    from coopcyl.commands import Request, run_projection
 
-    typer.echo(
-        run_projection(config, overrides, root=root, split=split, frame=frame, output=output)
-    )
+    request = Request(config, overrides, root, split)
+    typer.echo(run_projection(request, frame=frame, output=output))
 
 
 @app.command()
@@ -128,13 +290,10 @@ def cache(
     ] = False,
 ) -> None:
     """Stitch every vehicle frame of a split once and keep the panoramas."""
-    from coopcyl.commands import fill_cache
+    from coopcyl.commands import Request, fill_cache
 
-    typer.echo(
-        fill_cache(
-            folder, config, overrides, root=root, split=split, rebuild_damaged=rebuild_damaged
-        )
-    )
+    request = Request(config, overrides, root, split)
+    typer.echo(fill_cache(request, folder, rebuild_damaged=rebuild_damaged))
 
 
 @app.command()
@@ -147,9 +306,9 @@ def baselines(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Print the errors of trivial poses and the floor that true matches give, in metres."""
-    from coopcyl.commands import run_baselines
+    from coopcyl.commands import Request, run_baselines
 
-    run_baselines(config, overrides, root=root, split=split, samples=samples, as_json=as_json)
+    run_baselines(Request(config, overrides, root, split), samples=samples, as_json=as_json)
 
 
 @app.command()

@@ -3,8 +3,8 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loom.config import resolve
 from loom.drawing import print_table
@@ -23,18 +23,36 @@ def say(message: str) -> None:
     sys.stderr.write(message + "\n")
 
 
-def run_validation(
-    config: Path | None,
-    overrides: Sequence[str] | None,
-    *,
-    root: Path | None,
-    split: str | None,
-    samples: int,
-    as_json: bool,
-    output: Path | None,
-) -> bool:
+@dataclass(frozen=True)
+class Request:
+    """Which data set a command is about, as its user said it.
+
+    Attributes:
+        config: File of settings.
+        overrides: `KEY=VALUE` on top of it.
+        root: Of the data set; None takes that of the settings, or the embedded one.
+        split: Folder below the root; None takes that of the settings.
+    """
+
+    config: Path | None = None
+    overrides: Sequence[str] | None = None
+    root: Path | None = None
+    split: str | None = None
+
+    def open(self, *, strict: bool | None = None) -> tuple[ViewConfig, Tree]:
+        """Resolve the settings and list the split."""
+        flags = {
+            "dataset.root": self.root,
+            "dataset.split": self.split,
+            "dataset.strict": strict,
+        }
+        settings = resolve(ViewConfig, self.config, self.overrides, flags=flags).config
+        return settings, open_tree(settings.dataset, say)
+
+
+def run_validation(request: Request, *, samples: int, as_json: bool, output: Path | None) -> bool:
     """Validate a split, print and write the result, and return whether it passed."""
-    settings, tree = _open(config, overrides, root, split, strict=False)
+    settings, tree = request.open(strict=False)
     result = validate(tree, settings.reader(), samples, say)
     if output is not None:
         write_atomic(output, result.to_json() + "\n")
@@ -42,49 +60,33 @@ def run_validation(
     return result.passed
 
 
-def run_preview(
-    config: Path | None,
-    overrides: Sequence[str] | None,
-    *,
-    root: Path | None,
-    split: str | None,
-    frame: str,
-    output: Path,
-) -> str:
+def run_preview(request: Request, *, frame: str, output: Path) -> str:
     """Write the pictures of one time; return what was done."""
-    settings, tree = _open(config, overrides, root, split)
+    settings, tree = request.open()
     chosen = looking.choose_frame(tree, frame)
     written = looking.preview(chosen, settings.reader(), output)
     return f"{len(written)} files of {chosen.scenario}/{chosen.time} in {output}"
 
 
-def run_projection(
-    config: Path | None,
-    overrides: Sequence[str] | None,
-    *,
-    root: Path | None,
-    split: str | None,
-    frame: str,
-    output: Path,
-) -> str:
+def run_viz(request: Request, *, frame: str, output: Path) -> str:
+    """Write the page of one time; return what was done."""
+    settings, tree = request.open()
+    chosen = looking.choose_frame(tree, frame)
+    page = looking.viz(chosen, settings.reader(), output)
+    return f"{len(chosen.agents)} vehicles of {chosen.scenario}/{chosen.time}: {page}"
+
+
+def run_projection(request: Request, *, frame: str, output: Path) -> str:
     """Draw points and boxes into the images of one time; return what was done."""
-    settings, tree = _open(config, overrides, root, split)
+    settings, tree = request.open()
     chosen = looking.choose_frame(tree, frame)
     written = looking.project(chosen, settings.reader(), output)
     return f"{len(written)} pictures of {chosen.scenario}/{chosen.time} in {output}"
 
 
-def fill_cache(
-    folder: Path,
-    config: Path | None,
-    overrides: Sequence[str] | None,
-    *,
-    root: Path | None,
-    split: str | None,
-    rebuild_damaged: bool,
-) -> str:
+def fill_cache(request: Request, folder: Path, *, rebuild_damaged: bool) -> str:
     """Stitch what is not in the cache yet; return the counts."""
-    settings, tree = _open(config, overrides, root, split)
+    settings, tree = request.open()
     stored = StitchedCache(folder, settings.reader(), strict=not rebuild_damaged)
     for frame in tree.frames:
         for agent in frame.agents:
@@ -96,17 +98,9 @@ def fill_cache(
     )
 
 
-def run_baselines(
-    config: Path | None,
-    overrides: Sequence[str] | None,
-    *,
-    root: Path | None,
-    split: str | None,
-    samples: int,
-    as_json: bool,
-) -> None:
+def run_baselines(request: Request, *, samples: int, as_json: bool) -> None:
     """Print pose metrics of what needs no learning, and of true matches."""
-    settings, tree = _open(config, overrides, root, split)
+    settings, tree = request.open()
     measured = baselines.rows(tree.frames, settings.reader(), samples, say)
     if as_json:
         sys.stdout.write(json.dumps(measured, indent=2) + "\n")
@@ -123,25 +117,6 @@ def run_stitch(rig: Path, overrides: Sequence[str] | None, output: Path) -> str:
     """Stitch loose images; return what was done."""
     settings = resolve(ViewConfig, overrides=overrides or ()).config
     return f"{looking.stitch(rig, settings.panorama.build(), output)}; see {output}"
-
-
-def _open(
-    config: Path | None,
-    overrides: Sequence[str] | None,
-    root: Path | None,
-    split: str | None,
-    *,
-    strict: bool | None = None,
-) -> tuple[ViewConfig, Tree]:
-    """Resolve the settings and list the split."""
-    given: dict[str, Any] = {"data.root": root, "data.split": split, "data.strict": strict}
-    flags = {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in given.items()
-        if value is not None
-    }
-    settings = resolve(ViewConfig, config, overrides or (), flags=flags).config
-    return settings, open_tree(settings.data, say)
 
 
 def _as_text(result: Validation) -> str:

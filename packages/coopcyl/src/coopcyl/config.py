@@ -25,6 +25,9 @@ class PanoramaSection(Config):
     )
     elevation_min_deg: Elevation = -42.0
     elevation_max_deg: Elevation = 42.0
+    supersample: int = Field(
+        1, ge=1, le=8, description="colours are stitched so many times finer and then averaged"
+    )
 
     @model_validator(mode="after")
     def _upwards(self) -> Self:
@@ -42,7 +45,7 @@ class PanoramaSection(Config):
         )
 
 
-class DataSection(Config):
+class DatasetSection(Config):
     """An OPV2V data set, or any tree of the same layout."""
 
     root: Path | None = Field(
@@ -67,9 +70,14 @@ class DataSection(Config):
 class ViewConfig(Config):
     """What the commands that look at data need."""
 
-    data: DataSection = DataSection()
+    dataset: DatasetSection = DatasetSection()
     panorama: PanoramaSection = PanoramaSection()
 
     def reader(self) -> PanoramaReader:
         """Return the reader of these settings."""
-        return PanoramaReader(self.panorama.build(), self.data.depth(), self.data.max_range_m)
+        return PanoramaReader(
+            self.panorama.build(),
+            self.dataset.depth(),
+            self.dataset.max_range_m,
+            self.panorama.supersample,
+        )

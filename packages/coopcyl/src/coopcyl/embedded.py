@@ -1,28 +1,59 @@
-"""The data set that every clone can make: a few synthetic crossings in OPV2V's files."""
+"""Data sets that every clone can make: synthetic crossings in OPV2V's files, written once."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from coopcyl.config import DataSection
+from coopcyl.config import DatasetSection
 from coopcyl.data.synth.write import SynthOptions, write_tree
 from coopcyl.data.tree import Tree, read_skip_list, read_tree
 
 ROOT = Path("data/coopcyl/crossings")
 OPTIONS = SynthOptions(scenarios=3, vehicles=(2, 3), width=400)
+"""To look at: large images of a few crossings."""
+
+TOWN = Path("data/coopcyl/town")
+_TRAIN = SynthOptions(
+    scenarios=400, vehicles=(3, 3), width=160, depth=("npy",), lidar=(8, 240), plain=0.5
+)
+TOWN_SPLITS = {
+    "train": _TRAIN,
+    "validate": replace(
+        _TRAIN, split="validate", scenarios=64, vehicles=(2, 2), foreign=True, seed=1
+    ),
+}
+"""To learn from: small images of many crossings, and others of another kind to judge on."""
 
 
-def open_tree(data: DataSection, say: Callable[[str], None]) -> Tree:
+def open_tree(dataset: DatasetSection, say: Callable[[str], None]) -> Tree:
     """List the split that the settings name; without a root, the embedded one.
 
     Args:
-        data: The settings.
+        dataset: The settings.
         say: Told when the embedded data set is written.
     """
-    root = data.root
+    root = dataset.root
     if root is None:
         root = ROOT
-        if not (root / data.split).is_dir() and data.split == OPTIONS.split:
-            count = write_tree(root, OPTIONS)
-            say(f"[data] no data.root: {count} synthetic vehicle frames were written to {root}")
-    skip = read_skip_list(data.skip) if data.skip else ()
-    return read_tree(root, data.split, data.depth(), strict=data.strict, skip=skip)
+        if dataset.split == OPTIONS.split:
+            _write_once(root, OPTIONS, say)
+    return list_split(root, dataset.split, dataset)
+
+
+def open_town(dataset: DatasetSection, split: str, say: Callable[[str], None]) -> Tree:
+    """List a split of a data set to learn from; without a root, that of the embedded town."""
+    if dataset.root is None and split in TOWN_SPLITS:
+        _write_once(TOWN, TOWN_SPLITS[split], say)
+    return list_split(dataset.root or TOWN, split, dataset)
+
+
+def list_split(root: Path, split: str, dataset: DatasetSection) -> Tree:
+    """List a split as the settings want it."""
+    skip = read_skip_list(dataset.skip) if dataset.skip else ()
+    return read_tree(root, split, dataset.depth(), strict=dataset.strict, skip=skip)
+
+
+def _write_once(root: Path, options: SynthOptions, say: Callable[[str], None]) -> None:
+    if not (root / options.split).is_dir():
+        count = write_tree(root, options)
+        say(f"[data] no dataset.root: {count} synthetic vehicle frames were written to {root}")

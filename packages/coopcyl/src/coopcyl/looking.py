@@ -18,6 +18,7 @@ from coopcyl.geometry.coverage import expected_coverage
 from coopcyl.geometry.panorama import Panorama
 from coopcyl.geometry.stitch_table import build_table
 from coopcyl.geometry.view import View
+from coopcyl.render import Seen, write_scene
 
 
 def choose_frame(tree: Tree, wanted: str) -> Frame:
@@ -63,6 +64,17 @@ def preview(frame: Frame, reader: PanoramaReader, folder: Path) -> list[Path]:
         }
     write_json(folder / "summary.json", summary)
     return [*written, folder / "summary.json"]
+
+
+def see(agent: AgentFrame, reader: PanoramaReader) -> Seen:
+    """Read one vehicle with its cameras."""
+    stitched = reader.stitch(agent)
+    return Seen(agent, reader.view(agent, stitched), stitched.rig)
+
+
+def viz(frame: Frame, reader: PanoramaReader, folder: Path) -> Path:
+    """Write the page of one time as the files have it; return it."""
+    return write_scene(frame, [see(agent, reader) for agent in frame.agents], folder)
 
 
 def _write_view(folder: Path, stem: str, view: View) -> list[Path]:

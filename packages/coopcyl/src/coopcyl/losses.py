@@ -10,17 +10,18 @@ so a translation loss of 7 is an error of 0.68 scene scales, whatever that is in
 units are in `coopcyl.metrics`; the two are recorded under different names.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from loom.update import Term
 from torch import Tensor, nn
 from torch.nn import functional
 
+from coopcyl.loss_options import PosWeight
+
 ALPHA = 0.5
 SCALE = 0.05
 _LEAST_DISTANCE = 1e-8
-PosWeight = Literal["auto"] | float
 
 
 class FactoredGeometry(NamedTuple):

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -21,7 +22,16 @@ from loom.config import flatten
 from loom.files import explained, write_atomic
 from loom.report_curves import Curves, Series, curves_html, format_number
 
-Cell = str | float | int | bool | None
+
+class Link(NamedTuple):
+    """A cell that leads to a file beside the page."""
+
+    text: str
+    target: str
+    """Relative path with forward slashes."""
+
+
+Cell = str | float | int | bool | Link | None
 Picture = bytes | np.ndarray
 
 NOT_EVALUATED = "not evaluated"
@@ -251,7 +261,8 @@ def _cell(value: Cell, number: bool, decimals: int | None) -> str:
         shown = f"{value:,.{decimals}f}"
     else:
         shown = _shown(value)
-    key = float(value) if _is_number(value) else str(value)
+    plain = value.text if isinstance(value, Link) else value
+    key = float(plain) if _is_number(plain) else str(plain)
     order = {math.inf: "Infinity", -math.inf: "-Infinity"}.get(key, str(key))  # as JavaScript reads
     return f'<td class="{classes}" data-value="{escape(order)}">{shown}</td>'
 
@@ -293,21 +304,26 @@ def _gate_number(value: object) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return None if math.isnan(number) else number
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_number(value: object) -> TypeGuard[int | float]:
+    """Say whether a value can be shown and sorted as a number; an integer may be beyond a float."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**300)
 
 
 def _shown(value: object) -> str:
     if value is None:
         return NOT_EVALUATED
+    if isinstance(value, Link):
+        return f'<a href="{quote(value.target)}">{escape(value.text)}</a>'
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int | float):
+    if _is_number(value):
         return format_number(value)
     return escape(str(value))
 

@@ -15,9 +15,7 @@ from loom.progress import STATUS_FILE, read_status
 from loom.record import METRICS_FILE, Row, read_records
 from loom.report import Cell, Report
 from loom.report_curves import Curves
-from loom.run_directory import RUN_FILE
-
-GATES_FILE = "gates.json"
+from loom.run_directory import GATES_FILE, RUN_FILE
 
 _METRIC, _BASELINE = "metric/", "baseline/"
 _ENDS = {

@@ -17,6 +17,7 @@ from loom.files import explained, read_json
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
 STATUS_FILE = "status.json"
+GATES_FILE = "gates.json"
 LOCK_FILE = ".lock"
 
 

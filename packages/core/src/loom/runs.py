@@ -1,4 +1,4 @@
-"""What can be said of runs from their directories alone: list, follow, compare.
+"""What can be said of runs from their directories alone: list and follow.
 
 Nothing here talks to a running process. Folders may be half-written, damaged or foreign; a list
 shows what it can and never fails on one of them.
@@ -7,15 +7,16 @@ shows what it can and never fails on one of them.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from loom.config import differences, read_yaml
+from loom.config import read_yaml
 from loom.errors import UserError
 from loom.files import read_json
 from loom.progress import format_line, read_status
 from loom.record import read_records
-from loom.run_directory import CONFIG_FILE, RUN_FILE, STATUS_FILE
+from loom.run_directory import CONFIG_FILE, GATES_FILE, RUN_FILE, STATUS_FILE
 
 DEPTH = 3  # runs/THREAD/NAME, or a folder above
 EXIT_CODES = {"running": 0, "finished": 0, "stopped": 0, "gate_missed": 3}
@@ -31,7 +32,14 @@ class Summary:
     state: str
     step: int | None
     total: int | None
+    metric: str | None
+    """The metric that tells runs apart: that of the first gate, else the first one recorded."""
+    value: float | None
+    gates_passed: int
+    gates: int
     began: str | None
+    age_s: float | None
+    """Seconds since the run began."""
     reason: str | None
 
 
@@ -66,15 +74,78 @@ def summary(directory: Path) -> Summary:
     """Return what a directory says of its run, whatever is missing or damaged in it."""
     run, _ = _attempt(lambda: read_json(directory / RUN_FILE))
     status, damage = _attempt(lambda: read_status(directory))
+    answers = _last_answers(directory)
+    metric, value = _key_metric(_typed(status, "metrics", dict) or {}, answers)
+    began = _typed(run, "began", str)
     return Summary(
         path=str(directory),
         thread=_typed(run, "thread", str) or _typed(status, "thread", str),
         state=_typed(status, "state", str) or "unreadable",
         step=_typed(status, "step", int),
         total=_typed(status, "total", int),
-        began=_typed(run, "began", str),
+        metric=metric,
+        value=value,
+        gates_passed=sum(answer.get("passed") is True for answer in answers),
+        gates=len(answers),
+        began=began,
+        age_s=_seconds_since(began),
         reason=_typed(status, "reason", str) or damage,
     )
+
+
+def _last_answers(directory: Path) -> list[Mapping[str, Any]]:
+    """Return the last answer of each gate, in the order in which the gates were first asked."""
+    if not (directory / GATES_FILE).is_file():
+        return []
+    try:
+        answers = read_json(directory / GATES_FILE)
+    except UserError:
+        return []
+    last: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    for answer in answers if isinstance(answers, list) else []:
+        if isinstance(answer, Mapping):
+            last[tuple(str(answer.get(key)) for key in ("metric", "at"))] = answer
+    return list(last.values())
+
+
+def _key_metric(
+    metrics: Mapping[str, Any], answers: list[Mapping[str, Any]]
+) -> tuple[str | None, float | None]:
+    """Return name and newest value of the metric by which this run is judged."""
+    asked = [name for answer in answers if (name := _typed(answer, "metric", str))]
+    measured = [name for name in metrics if name.startswith("metric/")]
+    name = next(iter([*asked, *measured, *(name for name in metrics if "loss" in name)]), None)
+    if name is None:
+        return None, None
+    known = [metrics.get(name), *(a.get("value") for a in answers if a.get("metric") == name)]
+    value = next((each for each in known if isinstance(each, int | float)), None)
+    try:
+        return name.removeprefix("metric/"), None if value is None else float(value)
+    except OverflowError:  # an integer of four hundred digits is not what Loom wrote
+        return name.removeprefix("metric/"), None
+
+
+def _seconds_since(began: str | None) -> float | None:
+    try:
+        then = datetime.strptime(began or "", "%Y-%m-%dT%H:%M:%S%z")
+    except ValueError:
+        return None
+    return max(0.0, time.time() - then.timestamp())
+
+
+def shown_gates(each: Summary) -> str:
+    """Write how many gates were passed of how many that were asked; a dash without any."""
+    return f"{each.gates_passed}/{each.gates}" if each.gates else "-"
+
+
+def shown_age(seconds: float | None) -> str:
+    """Write an age with its largest unit: 40 s, 12 min, 5 h, 3 d."""
+    if seconds is None:
+        return "-"
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Mapping[str, Any], str | None]:
@@ -144,17 +215,7 @@ def saved_origins(directory: Path) -> dict[str, str]:
 
 def last_metrics(directory: Path) -> dict[str, float]:
     """Return the last measured value of every metric; none if nothing was recorded."""
-    if not (directory / "metrics.jsonl").is_file():
-        return {}
     last: dict[str, float] = {}
     for row in read_records(directory):
         last.update({key: value for key, value in row.items() if value is not None})
     return {key: value for key, value in last.items() if key != "time"}
-
-
-def compare(first: Path, second: Path) -> tuple[list[str], list[tuple[str, Any, Any]]]:
-    """Return the settings that differ, and the last metrics of two runs side by side."""
-    changed = differences(saved_config(first), saved_config(second))
-    one, two = last_metrics(first), last_metrics(second)
-    rows = [(key, one.get(key), two.get(key)) for key in dict.fromkeys([*one, *two])]
-    return changed, rows

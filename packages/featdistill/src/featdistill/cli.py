@@ -114,10 +114,18 @@ def render(
     enable_nvml: Annotated[
         bool, typer.Option("--enable-nvml", help="Require the accelerator's own figures.")
     ] = False,
+    video: Annotated[
+        Path | None,
+        typer.Option(help="Instead of the views: one turn about the scene, as .webp or .gif."),
+    ] = None,
+    video_frames: Annotated[int, typer.Option(min=2, help="Pictures of the turn.")] = 90,
 ) -> None:
-    """Render the evaluation views of a student."""
-    from featdistill.rendering import render_run
+    """Render the evaluation views of a student, or a film of one turn about it."""
+    from featdistill.rendering import render_film, render_run
 
+    if video is not None:
+        typer.echo(render_film(checkpoint, video, frames=video_frames, background=background))
+        return
     folder = render_run(
         checkpoint,
         config=config,
@@ -130,6 +138,17 @@ def render(
         require_driver=enable_nvml,
     )
     typer.echo(f"rendered to {folder}")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="RUN", help="Run or checkpoint folder.")],
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="Student file to write.")],
+) -> None:
+    """Write a student as one safetensors file in half precision, without its training head."""
+    from featdistill.rendering import export_student
+
+    typer.echo(export_student(checkpoint, output))
 
 
 @app.command()
@@ -163,6 +182,26 @@ def report(run: RunArgument) -> None:
     from featdistill.figures import write_report
 
     typer.echo(f"report: {write_report(run)}")
+
+
+@app.command()
+def view(
+    run: RunArgument,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 8765,
+    browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Look around a student, its teacher and their difference in a browser, until Ctrl-C."""
+    import webbrowser
+
+    from featdistill.viewer import Viewer
+    from featdistill.viewer_server import HOST, make_server
+
+    with make_server(Viewer(run), port) as server:
+        address = f"http://{HOST}:{server.server_address[1]}/"
+        typer.echo(f"{address} (Ctrl-C ends it)")
+        if browser:
+            webbrowser.open(address)
+        server.serve_forever()
 
 
 @app.command()

@@ -8,9 +8,19 @@ import typer
 from loom.cli import application, run_app
 
 import maniflow_overlay
+from maniflow_overlay import commands_simulation, commands_train
 
-app = application("maniflow-overlay", maniflow_overlay.__doc__)
+
+def _checks():
+    from maniflow_overlay.doctor import checks
+
+    return checks()
+
+
+app = application("maniflow-overlay", maniflow_overlay.__doc__, checks=_checks)
 main = partial(run_app, app)
+commands_train.register(app)
+commands_simulation.register(app)
 
 overlay = typer.Typer(help="Paths drawn into pictures.", no_args_is_help=True)
 app.add_typer(overlay, name="overlay")

@@ -88,7 +88,13 @@ class StitchedCache:
         sources = [frame.yaml, *map(frame.image, frame.cameras)]
         depths = {reader.depth.path(frame, camera) for camera in frame.cameras}
         sources += sorted(path for path in depths if path)
-        settings = [FORMAT, vars(reader.panorama), reader.depth.format, reader.max_range_m]
+        settings = [
+            FORMAT,
+            vars(reader.panorama),
+            reader.supersample,
+            reader.depth.format,
+            reader.max_range_m,
+        ]
         state = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for source in sources:
             try:

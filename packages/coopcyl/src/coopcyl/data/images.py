@@ -64,6 +64,11 @@ def read_png(path: Path, mode: str, what: str = "image") -> np.ndarray:
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write uint8 `(h, w)` or `(h, w, 3)` RGB as a PNG; the folder must exist."""
-    ordered = pixels[..., ::-1] if pixels.ndim == 3 else pixels
     with explained(path):
-        path.write_bytes(cv2.imencode(".png", np.ascontiguousarray(ordered), _QUICK)[1].tobytes())
+        path.write_bytes(png_bytes(pixels))
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """Return uint8 `(h, w)` or `(h, w, 3)` RGB as a PNG file's content."""
+    ordered = pixels[..., ::-1] if pixels.ndim == 3 else pixels
+    return cv2.imencode(".png", np.ascontiguousarray(ordered), _QUICK)[1].tobytes()

@@ -2,14 +2,20 @@
 
 Images are stitched whole: no crop and no resize comes before the table. A table depends on the
 cameras' rotations, which in simulated data tremble in the last digits; they are rounded to 0.02
-degrees (0.06 pixels) so that one table serves a whole scenario. Positions are not rounded. Ranges
-are stored as multiples of 1/65535 of the largest one, so a view is the same with and without cache.
+degrees (0.06 pixels) so that one table serves a whole scenario. Positions are rounded to
+micrometres: a rig is computed from poses in the world, and its last digits must not tell where the
+vehicle stands. Ranges are stored as multiples of 1/65535 of the largest one, so a view is the same
+with and without cache.
+
+A panorama that is coarser than its images would show them aliased. Colours are then stitched
+`supersample` times finer in both directions and averaged; ranges never are.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
 from coopcyl.data.depth import DepthSource
@@ -25,7 +31,8 @@ from coopcyl.geometry.view import View
 
 RANGE_CODES = 65_535
 _ROTATION_STEP_DEG = 0.02
-_TABLES_KEPT = 16
+_ORIGIN_DIGITS = 6
+_TABLES_KEPT = 32
 _WHOLE_BAND = Panorama()
 _FLOAT_FILES = DepthSource()
 _LARGEST_OFFSET = 0.1  # of the principal point from the middle, as a share of the image
@@ -49,20 +56,31 @@ class StitchedFrame:
 
 
 class PanoramaReader:
-    """Reads views; keeps the stitch tables of the rigs that it has met."""
+    """Reads views; keeps the stitch tables of the rigs that it has met.
+
+    Args:
+        panorama: What is stitched.
+        depth: Where ranges come from.
+        max_range_m: Beyond this a depth counts as none.
+        supersample: How many times finer colours are stitched before they are averaged.
+    """
 
     def __init__(
         self,
         panorama: Panorama = _WHOLE_BAND,
         depth: DepthSource = _FLOAT_FILES,
         max_range_m: float = 100.0,
+        supersample: int = 1,
     ) -> None:
         if not 0 < max_range_m < np.inf:
             raise ValueError(f"a largest range of {max_range_m:g} m")
+        if supersample < 1:
+            raise ValueError(f"supersample {supersample}; 1 or more")
         self.panorama = panorama
         self.depth = depth
         self.max_range_m = max_range_m
-        self._tables: OrderedDict[str, StitchTable] = OrderedDict()
+        self.supersample = supersample
+        self._tables: OrderedDict[tuple[str, Panorama], StitchTable] = OrderedDict()
 
     def read(self, frame: AgentFrame) -> View:
         """Read, stitch and return one vehicle's view."""
@@ -80,7 +98,7 @@ class PanoramaReader:
         table = self.table(rig)
         ranges = table.stitch_range(self.depth.read(frame, rig.cameras))
         return StitchedFrame(
-            table.stitch(images),
+            self._colours(rig, images),
             encode_range(ranges, self.max_range_m),
             rig,
             to_opencv(pose_from_cords(record.lidar_cords)),
@@ -93,7 +111,7 @@ class PanoramaReader:
             stitched.rgb,
             decode_range(stitched.range_code, self.max_range_m),
             self.table(stitched.rig),
-            stitched.rig.origins,
+            stitched.rig.origins.round(_ORIGIN_DIGITS),
             stitched.pose_world_from_rig,
             self.max_range_m,
             self.depth.dense,
@@ -101,10 +119,26 @@ class PanoramaReader:
 
     def table(self, rig: Rig) -> StitchTable:
         """Return the stitch table of a rig with rounded rotations, building it once."""
+        return self._table(rig, self.panorama)
+
+    def _colours(self, rig: Rig, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Stitch colours finer than the panorama and average them; black where no camera looks."""
+        if self.supersample == 1:
+            return self.table(rig).stitch(images)
+        size = self.panorama.width, self.panorama.height
+        finer = replace(
+            self.panorama, width=size[0] * self.supersample, height=size[1] * self.supersample
+        )
+        averaged = cv2.resize(
+            self._table(rig, finer).stitch(images), size, interpolation=cv2.INTER_AREA
+        )
+        return np.where(self.table(rig).coverage[..., None], averaged, 0).astype(np.uint8)
+
+    def _table(self, rig: Rig, panorama: Panorama) -> StitchTable:
         rounded = rounded_rig(rig)
-        key = rounded.digest()
+        key = rounded.digest(), panorama
         if key not in self._tables:
-            self._tables[key] = build_table(rounded, self.panorama)
+            self._tables[key] = build_table(rounded, panorama)
             if len(self._tables) > _TABLES_KEPT:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(key)

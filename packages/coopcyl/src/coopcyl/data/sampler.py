@@ -54,7 +54,7 @@ class SetSampler:
             largest = max((len(frame.agents) for frame in frames), default=0)
             raise UserError(
                 f"no frame has {least} vehicles; the largest of {len(frames)} has {largest}",
-                hint="lower data.views, or take a split with more vehicles per scenario",
+                hint="lower dataset.views, or take a split with more vehicles per scenario",
             )
         self.seed = seed
         self.global_batch = global_batch

@@ -39,6 +39,9 @@ class SolverOptions:
     height_m: float = 1.0
 
 
+DEFAULT_SOLVER = SolverOptions()
+
+
 class MatchedPoints(NamedTuple):
     """Matches between two views, each side in its own rig frame (OpenCV axes).
 
@@ -82,7 +85,7 @@ class Alignment(NamedTuple):
 def align(
     matches: MatchedPoints,
     rng: np.random.Generator,
-    options: SolverOptions = SolverOptions(),
+    options: SolverOptions = DEFAULT_SOLVER,
 ) -> Alignment | None:
     """Solve for the pose that maps `points1` to `points0`; None with fewer than three matches.
 

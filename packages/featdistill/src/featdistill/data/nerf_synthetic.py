@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from loom.arrays import read_npz, write_npz
 from loom.errors import UserError
 from loom.files import write_json
 from loom.native.toolchain import cache_dir
 from torch import Tensor
 
 from featdistill.cameras import Cameras, focal_from_angle
-from featdistill.data.npz import read_npz, write_npz
 from featdistill.data.png import decode_png, png_size, read_bytes, write_png
 from featdistill.data.rgba import box_filter, premultiply
 from featdistill.data.transforms import Frame, Transforms, read_transforms
@@ -227,7 +227,7 @@ def _read_cache(key: str) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        rgba = read_npz(path, "rgba")
+        rgba = read_npz(path, ["rgba"])["rgba"]
     except UserError:
         return None
     return rgba if rgba.dtype == np.uint8 and rgba.ndim == 4 and rgba.shape[3] == 4 else None
@@ -236,6 +236,6 @@ def _read_cache(key: str) -> np.ndarray | None:
 def _write_cache(key: str, rgba: np.ndarray) -> None:
     """Keep decoded images. A cache that cannot be written costs time only, so it only warns."""
     try:
-        write_npz(_cache_file(key), "rgba", rgba)
+        write_npz(_cache_file(key), {"rgba": rgba})
     except UserError as error:
         warnings.warn(f"decoded images are not kept: {error}", stacklevel=3)

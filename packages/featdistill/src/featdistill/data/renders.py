@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from loom.arrays import read_npz, write_npz
 from loom.errors import UserError
 from loom.files import write_atomic, write_json
 from torch import Tensor
 
-from featdistill.data.npz import read_npz, write_npz
 from featdistill.data.png import make_folder, write_png
 from featdistill.data.rgba import BACKGROUNDS, composite
 
@@ -68,7 +68,7 @@ def write_frame(
     stem = f"{number:05d}"
     if store_rgba:
         rounded = pixels.astype(np.float16)
-        write_npz(folder / "rgba_npz" / f"{stem}.npz", "rgba", rounded, compress=True)
+        write_npz(folder / "rgba_npz" / f"{stem}.npz", {"rgba": rounded}, compress=True)
     if depth is not None:
         stream = BytesIO()
         np.save(stream, np.asarray(depth, dtype=np.float32))
@@ -134,7 +134,7 @@ def read_rgba(path: Path) -> np.ndarray:
     Raises:
         UserError: The file is damaged or holds something else.
     """
-    rgba = read_npz(path, "rgba")
+    rgba = read_npz(path, ["rgba"])["rgba"]
     if rgba.ndim != 3 or rgba.shape[2] != 4 or rgba.dtype.kind != "f":
         raise UserError(
             f"{path}: rgba is {rgba.dtype} {list(rgba.shape)}, expected floats [h, w, 4]",

@@ -97,6 +97,9 @@ class FrameStore:
         self.folder = Path(folder)
         self.shape, self.episodes = _read_manifest(self.folder)
         self.ends = np.cumsum([episode.rows for episode in self.episodes], dtype=np.int64)
+        self.tasks = sorted({episode.task for episode in self.episodes})
+        numbers = [self.tasks.index(episode.task) for episode in self.episodes]
+        self.task_of_episode = np.array(numbers, dtype=np.int64)
         rows = int(self.ends[-1])
         vector_bytes = self.shape.vector * 4
         sizes = {FRAMES: self.shape.frame_bytes, STATE: vector_bytes, ACTION: vector_bytes}

@@ -7,20 +7,17 @@ from the file to the drawn path can be checked by looking at the picture.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import cv2
-import h5py
 import numpy as np
 
 from maniflow_overlay.data.robotwin import TIP_OFFSET_M, VECTOR
+from maniflow_overlay.data.robotwin_writer import Layout, Recording, episode_path, write_recording
 
 TABLE_RGB, BLOCK_RGB = (150, 140, 120), (40, 160, 60)
 OPEN_RGB, CLOSED_RGB = (30, 60, 230), (230, 60, 30)
-Layout = Literal["old", "new"]
 
 
 @dataclass(frozen=True)
@@ -93,63 +90,20 @@ def write_episode(path: Path, scene: Scene, number: int, layout: Layout = "old")
     vector = np.zeros((scene.steps, VECTOR))
     vector[:, :6], vector[:, 6] = tip @ mixing, opening
     vector[:, 7:13], vector[:, 13] = rng.normal(size=6), 1.0
-    jpegs = [cv2.imencode(".jpg", image)[1].tobytes() for image in _pictures(scene, tip, opening)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        write = _write_old if layout == "old" else _write_new
-        write(file, scene, vector, (left, right), jpegs)
-    if layout == "old":
-        folder = path.parent.parent / "instructions"
-        folder.mkdir(exist_ok=True)
-        texts = {"seen": ["move the block"], "unseen": ["carry the green block"]}
-        (folder / f"{path.stem}.json").write_text(json.dumps(texts), encoding="utf-8")
-
-
-def _write_old(
-    file: Any, scene: Scene, vector: np.ndarray, poses: tuple, jpegs: list[bytes]
-) -> None:
-    intrinsic, extrinsic = scene.camera()
-    camera = file.create_group("observation/head_camera")
-    longest = max(map(len, jpegs))
-    camera["rgb"] = np.array(jpegs, dtype=f"S{longest}")
-    camera["intrinsic_cv"] = np.tile(intrinsic, (scene.steps, 1, 1))
-    camera["extrinsic_cv"] = np.tile(extrinsic, (scene.steps, 1, 1))
-    joints = file.create_group("joint_action")
-    joints["left_arm"], joints["left_gripper"] = vector[:, :6], vector[:, 6]
-    joints["right_arm"], joints["right_gripper"] = vector[:, 7:13], vector[:, 13]
-    joints["vector"] = vector
-    for side, pose, column in zip(("left", "right"), poses, (6, 13), strict=True):
-        file[f"endpose/{side}_endpose"] = pose
-        file[f"endpose/{side}_gripper"] = vector[:, column]
-
-
-def _write_new(
-    file: Any, scene: Scene, vector: np.ndarray, poses: tuple, jpegs: list[bytes]
-) -> None:
-    intrinsic, extrinsic = scene.camera()
-    file["data_format_version"] = "1.0"
-    file["instructions"] = json.dumps(["move the block"])
-    file["additional_info/frequency"] = 16.67
-    camera = file.create_group("vision/cam_head")
-    camera["colors"] = np.array(jpegs[:-1], dtype=f"S{max(map(len, jpegs))}")
-    camera["shape"] = np.array([scene.height, scene.width, 3])
-    camera["intrinsic_matrix"] = intrinsic
-    world_from_cv = np.linalg.inv(np.vstack([extrinsic, [0, 0, 0, 1]]))
-    camera["extrinsics_matrix"] = world_from_cv @ np.diag([1.0, -1, -1, 1])
-    for group, rows in (("state", slice(None, -1)), ("action", slice(1, None))):
-        part = vector[rows]
-        for side, first in (("left", 0), ("right", 7)):
-            file[f"{group}/{side}_arm_joint_states"] = part[:, first : first + 6]
-            file[f"{group}/{side}_ee_joint_states"] = part[:, first + 6]
-        for side, pose in zip(("left", "right"), poses, strict=True):
-            file[f"{group}/{side}_ee_poses"] = pose[rows]
+    intrinsic, camera_from_world = scene.camera()
+    recording = Recording(
+        _pictures(scene, tip, opening),
+        vector,
+        (left, right),
+        intrinsic,
+        camera_from_world,
+        seen=("move the block",),
+        unseen=("carry the green block",),
+    )
+    write_recording(path, recording, layout)
 
 
 def write_task(root: Path, task: str, episodes: int, scene: Scene, layout: Layout = "old") -> None:
     """Write the episodes of a task as RoboTwin lays them out below its data folder."""
     for number in range(episodes):
-        if layout == "old":
-            path = root / task / "demo_clean" / "data" / f"episode{number}.hdf5"
-        else:
-            path = root / "demo_clean" / task / "aloha" / "data" / f"episode_{number:07d}.hdf5"
-        write_episode(path, scene, number, layout)
+        write_episode(episode_path(root, task, number, layout), scene, number, layout)

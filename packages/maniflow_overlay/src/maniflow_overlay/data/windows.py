@@ -9,17 +9,16 @@ only their frames are read. A batch is a pure function of (seed, step).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from loom.errors import UserError
 from loom.sampling import Shard, epoch_indices
 
+from maniflow_overlay.arms import Arm, Fuse, Mode
 from maniflow_overlay.data.frame_store import FrameStore
 from maniflow_overlay.data.path_layers import PathLayers
 
-Show = Literal["none", "initial", "current", "initial_current"]
-Fuse = Literal["overlay", "concat6"]
 ALONE = Shard()
 
 
@@ -92,12 +91,14 @@ class Batch(NamedTuple):
         initial: (B, pictures, H, W, 3) uint8, the episode's first frame; None if it is not shown.
         state: (B, observed, 14) float32.
         action: (B, horizon, 14) float32.
+        task: (B,) int64, which of the store's tasks.
     """
 
     current: np.ndarray
     initial: np.ndarray | None
     state: np.ndarray
     action: np.ndarray
+    task: np.ndarray
 
 
 class Batches:
@@ -120,7 +121,7 @@ class Batches:
         layers: PathLayers | None,
         windows: Windows,
         *,
-        show: Show = "none",
+        show: Mode = "none",
         fuse: Fuse = "overlay",
         batch: int = 64,
         seed: int = 0,
@@ -130,7 +131,7 @@ class Batches:
                 f"{store.folder}: {show} needs paths", hint="data attach-paths STORE PATHS.jsonl"
             )
         self._store, self._layers, self._windows = store, layers, windows
-        self._show, self._fuse = show, fuse
+        self._arm, self._fuse = Arm(show, fuse), fuse
         self._batch, self._seed = batch, seed
 
     def __call__(self, step: int, shard: Shard = ALONE) -> Batch:
@@ -138,21 +139,23 @@ class Batches:
         chosen = epoch_indices(len(self._windows), self._seed, step, self._batch, shard)
         return self.samples(chosen)
 
+    def __len__(self) -> int:
+        return len(self._windows)
+
     def samples(self, windows: np.ndarray) -> Batch:
         """Return these windows."""
         rows, first = self._windows.rows(windows)
         seen = rows[:, : self._windows.shape.observed]
-        current = self._pictures(
-            seen.reshape(-1), drawn=self._show in ("current", "initial_current")
-        )
+        current = self._pictures(seen.reshape(-1), drawn=self._arm.draws_current)
         initial = None
-        if self._show in ("initial", "initial_current"):
+        if self._arm.sees_initial:
             initial = self._pictures(first, drawn=True)
         return Batch(
             current.reshape(*seen.shape, *current.shape[1:]),
             initial,
             self._store.state[seen],
             self._store.action[rows],
+            self._store.task_of_episode[self._store.episode_of(first)],
         )
 
     def _pictures(self, rows: np.ndarray, *, drawn: bool) -> np.ndarray:

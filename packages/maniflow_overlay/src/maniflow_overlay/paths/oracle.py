@@ -111,7 +111,26 @@ def oracle_path(
     points = project(tip_positions(arm)[row:], episode.camera, row, size)
     if not np.isfinite(points).all():
         raise UserError(f"{episode.source}: the gripper is behind the camera at row {row}")
-    opened = arm.opening[row:] > 0.5
+    return drawn_from(points, arm.opening[row:] > 0.5, tolerance=tolerance, noise=noise, rng=rng)
+
+
+def drawn_from(
+    points: np.ndarray,
+    opened: np.ndarray,
+    *,
+    tolerance: float = TOLERANCE,
+    noise: float = 0.0,
+    rng: np.random.Generator | None = None,
+) -> GripperPath:
+    """Return the simplified, disturbed path of a way in the picture.
+
+    Args:
+        points: (n, 2), relative.
+        opened: (n,) bool, whether the gripper is open from each point on.
+        tolerance: Of the simplification, relative.
+        noise: Standard deviation of the points, relative.
+        rng: Draws the noise.
+    """
     changed = np.diff(opened, prepend=opened[:1]) != 0
     chosen = simplify(points, changed, tolerance)
     points = points[chosen]

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+from loom.arrays import read_npz
 from loom.errors import UserError
 
 from pinpad.boundary.matching import top
 from pinpad.boundary.recordings import Recording
-from pinpad.data.archives import read_arrays
 
 Array = np.ndarray
 Selection = Literal["map", "topk", "sample"]
@@ -157,7 +157,7 @@ def read_scores(path: Path, frames: int) -> tuple[Array, bool, Array | None]:
     Raises:
         UserError: The file is damaged, of another length, not finite, or no probability.
     """
-    arrays = read_arrays(path)
+    arrays = read_npz(path)
     score, kind = arrays.get("score"), str(arrays.get("kind", ""))
     if score is None or kind not in ("probability", "value"):
         raise UserError(

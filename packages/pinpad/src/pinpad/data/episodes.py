@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from loom.arrays import read_npz
 from loom.errors import UserError
 from loom.files import write_atomic
-
-from pinpad.data.archives import read_arrays
 
 _STATE = ("progress", "countdown")
 
@@ -80,7 +79,7 @@ def read_episode(path: Path) -> Episode:
     Raises:
         UserError: The file is damaged, lacks `image`, `action` or `reward`, or its lengths differ.
     """
-    arrays = read_arrays(path)
+    arrays = read_npz(path)
     missing = [name for name in ("image", "action", "reward") if name not in arrays]
     if missing:
         raise UserError(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from loom.arrays import read_npz
 from loom.errors import UserError
 
-from pinpad.data.archives import read_arrays
 from pinpad.envs.core import REWARD, PinPad
 from pinpad.envs.layouts import LAYOUTS, layout_name
 
@@ -73,7 +73,7 @@ def read_trace(path: Path) -> Trace:
     Raises:
         UserError: The file is damaged, or a field is missing or has a wrong shape or range.
     """
-    arrays = read_arrays(path)
+    arrays = read_npz(path)
     wanted = [*_KINDS, "spawn_index", "length", _IMAGES]
     missing = [name for name in wanted if name not in arrays]
     if missing:

@@ -19,7 +19,10 @@ def paint(world: World, hits: Hits, rays: np.ndarray, noise: np.random.Generator
         if here.any():
             index = hits.target[here]
             own = hits.local[here] + world.boxes.halves[index] * [0, 0, 1]  # height from the foot
-            colour[here] = painter(world, own, hits.face[here], index)
+            painted = painter(world, own, hits.face[here], index)
+            colour[here] = (
+                painted if world.tint is None else world.tint[0] * painted + world.tint[1]
+            )
     colour *= _SHADE[hits.face][..., None]
     colour += noise.normal(0, 2.5, colour.shape)
     return colour.clip(0, 255).astype(np.uint8)

@@ -55,6 +55,7 @@ class World:
         vehicles: Those with cameras first.
         plain: Facades have one colour each.
         seed: Of the ground's colours.
+        tint: Gain and lift of every painted colour, per channel; None leaves them as they are.
     """
 
     boxes: Boxes
@@ -65,6 +66,7 @@ class World:
     vehicles: tuple[SynthVehicle, ...]
     plain: bool
     seed: int
+    tint: tuple[np.ndarray, np.ndarray] | None = None
 
     def boxes_at(self, seconds: float) -> Boxes:
         """Return the boxes with the vehicles moved to their places at a time."""
@@ -77,7 +79,12 @@ class World:
 
 
 def build_world(
-    rng: np.random.Generator, agents: int, *, plain: bool = False, slope_deg: float = 2.0
+    rng: np.random.Generator,
+    agents: int,
+    *,
+    plain: bool = False,
+    slope_deg: float = 2.0,
+    foreign: bool = False,
 ) -> World:
     """Draw a world.
 
@@ -86,10 +93,17 @@ def build_world(
         agents: Vehicles with cameras.
         plain: One colour per facade.
         slope_deg: Standard deviation of the hillside's pitch and roll.
+        foreign: A town of another kind, to judge on what was not learned from: buildings 1.2 to 1.5
+            times as large, wider streets, pale colours of one hue.
     """
     street = (rng.uniform(5, 8), rng.uniform(4, 7))
+    size, tint = 1.0, None
+    if foreign:
+        street = (street[0] + 1.0, street[1] + 1.0)
+        size = rng.uniform(1.2, 1.5)
+        tint = rng.uniform(0.5, 0.8, 3), rng.uniform(30, 80, 3)
     boxes: list[tuple[np.ndarray, float, np.ndarray, int]] = []
-    _add_buildings(boxes, rng, street)
+    _add_buildings(boxes, rng, street, size)
     _add_street_furniture(boxes, rng, street)
     vehicles = _place_vehicles(rng, agents, street, len(boxes))
     boxes += [
@@ -113,16 +127,19 @@ def build_world(
         vehicles,
         plain,
         int(rng.integers(0, 2**31)),
+        tint,
     )
 
 
-def _add_buildings(boxes: list, rng: np.random.Generator, street: tuple[float, float]) -> None:
+def _add_buildings(
+    boxes: list, rng: np.random.Generator, street: tuple[float, float], size: float
+) -> None:
     """Line both sides of the main street, with a gap for the cross street."""
     for side in (-1, 1):
         for direction in (-1, 1):
             x = street[1] + 2.5
             while x < _STREET_END_M:
-                half = np.array([rng.uniform(4, 9), rng.uniform(4, 8), rng.uniform(2.5, 9)])
+                half = size * np.array([rng.uniform(4, 9), rng.uniform(4, 8), rng.uniform(2.5, 9)])
                 y = side * (street[0] + rng.uniform(2.5, 5) + half[1])
                 centre = np.array([direction * (x + half[0]), y, half[2]])
                 boxes.append((centre, rng.normal(0, 2), half, BUILDING))

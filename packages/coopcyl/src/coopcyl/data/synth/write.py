@@ -45,6 +45,7 @@ class SynthOptions:
         lidar: Rings and points per turn of the LiDAR.
         roadside: Add a roadside unit, -1, to each scenario.
         plain: Share of the scenarios whose facades have one colour each.
+        foreign: Towns of another kind; see `build_world`.
         slope_deg: Standard deviation of the hillside's pitch and roll.
         gps_m: Standard deviation of the localisation's position error.
         seed: Of everything.
@@ -59,6 +60,7 @@ class SynthOptions:
     lidar: tuple[int, int] = (32, 720)
     roadside: bool = False
     plain: float = 0.0
+    foreign: bool = False
     slope_deg: float = 2.0
     gps_m: float = 0.3
     seed: int = 0
@@ -99,7 +101,9 @@ def write_tree(root: Path, options: SynthOptions) -> int:
         rng = np.random.default_rng([options.seed, number])
         agents = int(rng.integers(options.vehicles[0], options.vehicles[1] + 1))
         plain = bool(rng.random() < options.plain)
-        world = build_world(rng, agents, plain=plain, slope_deg=options.slope_deg)
+        world = build_world(
+            rng, agents, plain=plain, slope_deg=options.slope_deg, foreign=options.foreign
+        )
         name = _scenario_name(options.seed, number)
         written += write_scenario(root / options.split / name, world, options, rng)
     return written

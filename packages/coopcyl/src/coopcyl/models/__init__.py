@@ -1,0 +1,1 @@
+"""The network, its matches and poses: tensors in, metric geometry out, no files."""

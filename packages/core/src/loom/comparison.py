@@ -1,0 +1,206 @@
+"""Two runs, or two folders of runs, side by side: settings, last metrics with intervals, curves.
+
+A side is one run, or a folder whose runs differ in their seed alone (a condition of a sweep). Of
+several runs the mean of each metric is shown with a bootstrap interval over the runs; of one run
+there is its value and no interval, for one run says nothing of the spread between runs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loom.config import differences, read_yaml
+from loom.errors import UserError
+from loom.evaluation.statistics import Interval, bootstrap_interval
+from loom.record import Row, read_records
+from loom.report import Cell, Report
+from loom.report_curves import Curves
+from loom.run_directory import CONFIG_FILE
+from loom.runs import find_runs
+
+_OWN = ("seed", "name")  # settings in which the runs of one side may differ
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison."""
+
+    name: str
+    runs: tuple[Path, ...]
+    config: Mapping[str, Any]
+    rows: tuple[tuple[Row, ...], ...]
+    """The records of each run."""
+
+    def metrics(self) -> list[str]:
+        """Return the keys that were recorded, in the order in which they first appear."""
+        keys = (key for rows in self.rows for row in rows for key in row)
+        return [key for key in dict.fromkeys(keys) if key not in ("step", "time")]
+
+    def last(self, key: str) -> list[float]:
+        """Return the last value of a metric in each run that has one."""
+        found = [[v for row in rows if (v := row.get(key)) is not None] for rows in self.rows]
+        return [float(values[-1]) for values in found if values]
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric of both sides; None where a side has not measured it, or has but one run."""
+
+    metric: str
+    first: float | None
+    first_interval: tuple[float, float] | None
+    second: float | None
+    second_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs between two sides."""
+
+    first: Side
+    second: Side
+    settings: tuple[str, ...]
+    metrics: tuple[MetricRow, ...]
+
+    @property
+    def repeated(self) -> bool:
+        """Whether a side has more than one run, so that there are intervals to show."""
+        return max(len(self.first.runs), len(self.second.runs)) > 1
+
+
+def compare(first: Path, second: Path) -> Comparison:
+    """Compare two runs, or two folders of runs that differ in their seed alone.
+
+    Raises:
+        UserError: There is no run, a run cannot be read, or the runs of one folder differ in more
+            than their seed; names the folder and the settings.
+    """
+    one, two = _side(first), _side(second)
+    ignored = _OWN if max(len(one.runs), len(two.runs)) > 1 else ()
+    settings = [
+        change
+        for change in differences(one.config, two.config)
+        if change.partition(":")[0] not in ignored
+    ]
+    keys = sorted(dict.fromkeys([*one.metrics(), *two.metrics()]), key=_rank)
+    rows = [MetricRow(key, *_estimate(one.last(key)), *_estimate(two.last(key))) for key in keys]
+    return Comparison(one, two, tuple(settings), tuple(rows))
+
+
+def _side(path: Path) -> Side:
+    """Read one side; its configuration is that of its first run."""
+    if (path / CONFIG_FILE).is_file():
+        runs = [path]
+    else:
+        runs = [Path(each.path) for each in find_runs(path)]
+        runs = [run for run in runs if (run / CONFIG_FILE).is_file()]
+    if not runs:
+        raise UserError(
+            f"{path}: neither a run nor a folder of runs", hint="`loom runs` lists the runs"
+        )
+    configs = [read_yaml(run / CONFIG_FILE) for run in runs]
+    for run, config in zip(runs[1:], configs[1:], strict=True):
+        changed = [
+            change
+            for change in differences(configs[0], config)
+            if change.partition(":")[0] not in _OWN
+        ]
+        if changed:
+            raise UserError(
+                f"{path}: {runs[0].name} and {run.name} differ in more than their seed:\n  "
+                + "\n  ".join(changed),
+                hint="compare two runs, or two folders that hold one condition each",
+            )
+    rows = tuple(tuple(read_records(run)) for run in runs)
+    return Side(path.resolve().name, tuple(runs), configs[0], rows)
+
+
+def _rank(key: str) -> int:
+    """Put what a run is judged by before what explains it."""
+    families = ("metric/", "baseline/", "loss/")
+    return next((rank for rank, family in enumerate(families) if key.startswith(family)), 3)
+
+
+def _estimate(values: Sequence[float]) -> tuple[float | None, tuple[float, float] | None]:
+    """Return the mean of a metric over runs and its 95 % interval."""
+    if not values:
+        return None, None
+    found = bootstrap_interval(values, np.random.default_rng(0), method="percentile")
+    interval = (found.low, found.high) if isinstance(found, Interval) else None
+    return float(np.mean(values)), interval
+
+
+def comparison_report(comparison: Comparison) -> Report:
+    """Return the page: settings that differ, the metric table, the curves of both sides."""
+    first, second = comparison.first, comparison.second
+    report = Report(f"{first.name} against {second.name}")
+    report.facts({side.name: ", ".join(run.name for run in side.runs) for side in (first, second)})
+    report.heading("Settings that differ")
+    changes = [_change(change) for change in comparison.settings]
+    if changes:
+        report.table(("key", first.name, second.name), changes)
+    else:
+        report.text("None.")
+    report.heading("Last recorded value of each metric")
+    note = (
+        "Mean over runs, with the 95 % percentile bootstrap interval over runs in brackets."
+        if comparison.repeated
+        else "One run a side: no interval over runs."
+    )
+    report.table(("metric", first.name, second.name, "difference"), _cells(comparison), note)
+    figures = list(_curves(comparison))
+    if figures:
+        report.heading("Curves").curves_grid(figures)
+    return report
+
+
+def _change(change: str) -> tuple[str, str, str]:
+    key, _, values = change.partition(": ")
+    was, _, now = values.partition(" -> ")
+    return key, was, now
+
+
+def _cells(comparison: Comparison) -> list[list[Cell]]:
+    """Return the metric table: plain numbers, or `mean [low, high]` where runs were repeated."""
+    shown: list[list[Cell]] = []
+    for row in comparison.metrics:
+        difference = None
+        if row.first is not None and row.second is not None:
+            difference = row.second - row.first
+        pairs = ((row.first, row.first_interval), (row.second, row.second_interval))
+        values: list[Cell] = [
+            value if interval is None else with_interval(value, interval)
+            for value, interval in pairs
+        ]
+        shown.append([row.metric, *values, difference])
+    return shown
+
+
+def with_interval(value: float | None, interval: tuple[float, float] | None) -> str | None:
+    """Write `35.1 [34.8, 35.3]`; the value alone without an interval, None without a value."""
+    if value is None:
+        return None
+    if interval is None:
+        return f"{value:.5g}"
+    return f"{value:.5g} [{interval[0]:.5g}, {interval[1]:.5g}]"
+
+
+def _curves(comparison: Comparison) -> Iterator[Curves]:
+    """Yield one figure for each metric that changes over the steps of a run."""
+    sides = (comparison.first, comparison.second)
+    for row in comparison.metrics:
+        series = {}
+        for side in sides:
+            for run, rows in zip(side.runs, side.rows, strict=True):
+                points = [
+                    (each["step"] or 0, each[row.metric]) for each in rows if row.metric in each
+                ]
+                if points:
+                    name = side.name if len(side.runs) == 1 else f"{side.name}/{run.name}"
+                    series[name] = ([step for step, _ in points], [value for _, value in points])
+        if any(len(steps) > 1 for steps, _ in series.values()):
+            log = row.metric.startswith("loss")
+            yield Curves(series, "step", row.metric.removeprefix("metric/"), log=log)

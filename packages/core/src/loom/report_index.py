@@ -1,0 +1,67 @@
+"""One page over a folder of runs: a table to sort, with a link to the report of each run."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from loom.errors import UserError
+from loom.report import Cell, Link, Report
+from loom.report_run import run_report
+from loom.runs import Summary, find_runs, shown_gates
+
+REPORT_FILE = "report.html"
+INDEX_FILE = "index.html"
+
+
+def write_index(root: Path, output: Path | None = None) -> Path:
+    """Write the page of all runs below a folder, and the report of each run that has none.
+
+    A run that has ended keeps the report that its thread wrote; one without a report gets the
+    standard one.
+
+    Args:
+        root: The folder of the runs.
+        output: The page, by default `index.html` in the folder.
+
+    Raises:
+        UserError: There is no such folder, or no run in it.
+    """
+    summaries = find_runs(root)
+    if not summaries:
+        raise UserError(f"{root}: no runs", hint="give the folder that holds them")
+    for each in summaries:
+        report = Path(each.path) / REPORT_FILE
+        if not report.exists():
+            run_report(Path(each.path)).write(report)
+    output = output if output is not None else root / INDEX_FILE
+    return index_report(summaries, output.parent).write(output)
+
+
+def index_report(summaries: Sequence[Summary], base: Path) -> Report:
+    """Return the page of a list of runs.
+
+    Args:
+        summaries: The runs, the newest last.
+        base: The folder of the page; links are relative to it.
+    """
+    states = [each.state for each in summaries]
+    report = Report("Runs", f"in {base.resolve().name}")
+    report.facts({state.replace("_", " "): states.count(state) for state in dict.fromkeys(states)})
+    columns = ("run", "thread", "state", "step", "metric", "value", "gates", "began", "reason")
+    report.table(columns, [_cells(each, base.resolve()) for each in reversed(summaries)])
+    return report
+
+
+def _cells(each: Summary, base: Path) -> list[Cell]:
+    report = Path(each.path).resolve() / REPORT_FILE
+    return [
+        Link(Path(each.path).name, Path(os.path.relpath(report, base)).as_posix()),
+        each.thread or "",
+        each.state.replace("_", " "),
+        "" if each.step is None else f"{each.step} of {each.total}",
+        each.metric or "",
+        each.value,
+        shown_gates(each),
+        (each.began or "")[:16].replace("T", " "),
+        each.reason or "",
+    ]

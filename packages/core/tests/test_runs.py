@@ -1,0 +1,306 @@
+"""Runs are listed, followed, compared and packed from their directories alone, in any state."""
+
+import json
+import os
+import subprocess
+import time
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loom.__main__ import app
+from loom.comparison import compare, comparison_report
+from loom.errors import UserError
+from loom.files import write_json
+from loom.report_index import write_index
+from loom.runs import find_runs, shown_age, summary
+from loom.snapshot import snapshot
+from typer.testing import CliRunner
+
+runner = CliRunner()
+
+
+def write_run(path: Path, *, state: str = "running", config: str = "seed: 1\n", **status) -> Path:
+    path.mkdir(parents=True)
+    facts = {"thread": "demo", "began": f"2026-01-0{len(path.name)}", "config_origins": {}}
+    write_json(path / "run.json", facts)
+    beat = {"heartbeat": time.time(), "pid": os.getpid(), "host": "elsewhere", "interval_s": 5}
+    write_json(path / "status.json", {"state": state, **beat, **status})
+    (path / "config.yaml").write_text(config)
+    return path
+
+
+def test_runs_lists_whole_damaged_and_half_written_runs_and_skips_the_rest(tmp_path):
+    root = tmp_path / "runs"
+    write_run(root / "demo" / "a", state="finished", step=10, total=10)
+    (write_run(root / "demo" / "bb") / "status.json").write_text('{"state": "run')
+    (write_run(root / "demo" / "ccc") / "status.json").unlink()
+    (write_run(root / "demo" / "dddd") / "run.json").write_bytes(b"\xff[]")
+    (write_run(root / "demo" / "eeeee") / "status.json").write_text("[1]")
+    write_run(root / "demo" / "archive" / "old")
+    (root / "photos" / "2024").mkdir(parents=True)
+    (root / "note.txt").touch()
+    result = runner.invoke(app, ["runs", str(root), "--json"])
+    assert result.exit_code == 0
+    states = {Path(each["path"]).name: each["state"] for each in json.loads(result.stdout)}
+    assert states == {
+        "a": "finished",
+        "bb": "unreadable",
+        "ccc": "unreadable",
+        "dddd": "running",
+        "eeeee": "unreadable",
+    }
+    table = runner.invoke(app, ["runs", str(root)])
+    assert len(table.stdout.splitlines()) == 6
+    assert runner.invoke(app, ["runs", str(tmp_path / "gone")]).exit_code == 2
+    assert "no runs" in runner.invoke(app, ["runs", str(root / "photos")]).stdout
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [("running", 0), ("finished", 0), ("stopped", 0), ("gate_missed", 3), ("failed", 1)],
+)
+def test_watch_ends_with_the_state_of_the_run(tmp_path, state, code):
+    path = write_run(tmp_path / "a", state=state, step=48, total=50_000, rate=9.6, phase="特徴")
+    result = runner.invoke(app, ["watch", str(path), "--once"])
+    assert result.exit_code == code
+    shown = "(特徴) [48/50000]:" if state == "running" else f"{state}, step 48 of 50000"
+    assert shown in result.stdout
+    as_json = runner.invoke(app, ["watch", str(path), "--once", "--json"])
+    assert json.loads(as_json.stdout)["state"] == state
+
+
+def test_watch_follows_until_the_end(tmp_path, monkeypatch):
+    from loom import runs
+
+    path = write_run(tmp_path / "a", step=1, total=3, rate=1.0, phase="p")
+
+    def next_state(_):
+        write_json(path / "status.json", {"state": "finished", "step": 3, "total": 3})
+
+    monkeypatch.setattr(runs.time, "sleep", next_state)
+    result = runner.invoke(app, ["watch", str(path)])
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 2
+    assert result.stdout.splitlines()[-1] == "finished, step 3 of 3"
+    assert runner.invoke(app, ["watch", str(tmp_path)]).exit_code == 2
+
+
+def write_records(run: Path, *rows: dict) -> None:
+    lines = [json.dumps({"step": step, "time": 0, **row}) for step, row in enumerate(rows, 1)]
+    (run / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
+def gate(metric: str, passed: bool, value: float | str | None, at: str = "end") -> dict:
+    return {"metric": metric, "at": at, "step": 1, "passed": passed, "value": value, "limit": 1}
+
+
+def test_a_run_is_judged_by_the_metric_of_its_first_gate_and_its_newest_value(tmp_path):
+    run = write_run(tmp_path / "a", metrics={"metric/other": 1.0, "metric/psnr_db": 35.5})
+    write_json(
+        run / "gates.json",
+        [
+            gate("metric/psnr_db", False, 9.0, "every 10"),
+            gate("metric/psnr_db", True, 30.0, "every 10"),
+            gate("metric/ssim", False, None),
+        ],
+    )
+    found = summary(run)
+    assert (found.metric, found.value) == ("psnr_db", 35.5)
+    assert (found.gates_passed, found.gates) == (1, 2)  # the last answer of each counts
+
+
+def test_a_gate_lends_its_value_where_the_status_has_none(tmp_path):
+    run = write_run(tmp_path / "a", metrics={"loss/total": 0.5})
+    write_json(run / "gates.json", [gate("metric/psnr_db", False, 9.0)])
+    assert (summary(run).metric, summary(run).value) == ("psnr_db", 9.0)
+    (run / "gates.json").write_text("[")
+    assert (summary(run).metric, summary(run).value) == ("loss/total", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(None, "-"), (0, "0 s"), (59, "59 s"), (60, "1 min"), (7_200, "2 h"), (172_800, "2 d")],
+)
+def test_an_age_is_written_with_its_largest_unit(seconds, shown):
+    assert shown_age(seconds) == shown
+
+
+def test_the_age_counts_from_the_beginning_in_its_own_time_zone(tmp_path):
+    run = write_run(tmp_path / "a")
+    began = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() - 3600 + 7200)) + "+0200"
+    write_json(run / "run.json", {"thread": "demo", "began": began})
+    assert summary(run).age_s == pytest.approx(3600, abs=30)
+
+
+def test_a_list_of_a_thousand_runs_takes_less_than_two_seconds(tmp_path):
+    for index in range(1000):
+        run = write_run(tmp_path / "demo" / f"a-{index}", state="finished", step=1, total=1)
+        write_json(run / "gates.json", [gate("metric/m", True, 1.0)] * 20)
+    began = time.process_time()
+    assert len(find_runs(tmp_path)) == 1000
+    assert time.process_time() - began < 2
+
+
+def test_compare_names_settings_and_last_metrics(tmp_path):
+    one = write_run(tmp_path / "one", config="train:\n  lr: 5e-4\n  same: 1\n")
+    two = write_run(tmp_path / "two", config="train:\n  lr: 1e-3\n  same: 1\n")
+    write_records(one, {"loss/a": 0.75}, {"loss/a": 0.5, "metric/psnr_db": 9.5})
+    result = runner.invoke(app, ["compare", str(one), str(two)])
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[0] == ["train.lr:", "0.0005", "->", "0.001"]
+    assert lines[2:] == [["metric/psnr_db", "9.5", "-"], ["loss/a", "0.5", "-"]]
+    same = runner.invoke(app, ["compare", str(one), str(one)])
+    assert "the settings are the same" in same.stdout
+
+
+def seeds(folder: Path, name: str, values: list[float], width: int = 4, first: int = 0) -> Path:
+    for seed, value in enumerate(values, first):
+        run = write_run(folder / f"{name}-{seed}", config=f"seed: {seed}\nwidth: {width}\n")
+        write_records(run, {"metric/m": 0.0}, {"metric/m": value})
+    return folder
+
+
+def test_folders_of_seeds_are_compared_by_their_means_with_intervals(tmp_path):
+    first = seeds(tmp_path / "narrow", "run", [1.0, 2.0, 3.0])
+    second = seeds(tmp_path / "wide", "run", [5.0, 5.0, 5.0], width=8, first=7)
+    found = compare(first, second)
+    assert found.settings == ("width: 4 -> 8",)
+    row = found.metrics[0]
+    assert (row.first, row.second) == (2.0, 5.0)
+    draws = np.random.default_rng(1).choice([1.0, 2.0, 3.0], (100_000, 3)).mean(axis=1)
+    assert row.first_interval == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.01)
+    assert row.second_interval == (5.0, 5.0)
+    shown = json.loads(runner.invoke(app, ["compare", str(first), str(second), "--json"]).stdout)
+    assert shown["metrics"][0]["first"] == 2.0
+    page = comparison_report(found).html()
+    assert "narrow/run-2" in page
+    assert "difference" in page
+
+
+def test_a_folder_whose_runs_differ_in_more_than_their_seed_is_refused(tmp_path):
+    mixed = seeds(tmp_path / "mixed", "a", [1.0])
+    seeds(mixed, "b", [1.0], width=8)
+    with pytest.raises(UserError, match="more than their seed") as refusal:
+        compare(mixed, mixed)
+    assert "width: 4 -> 8" in str(refusal.value)
+    with pytest.raises(UserError, match="no such folder"):
+        compare(tmp_path / "gone", mixed)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="neither a run nor a folder"):
+        compare(tmp_path / "empty", mixed)
+
+
+def test_report_of_a_run_is_one_file(tmp_path):
+    path = write_run(tmp_path / "a", state="finished")
+    result = runner.invoke(app, ["report", str(path)])
+    assert result.exit_code == 0, result.stderr
+    assert "<html" in (path / "report.html").read_text()
+
+
+def test_the_index_links_every_run_and_keeps_the_reports_of_the_threads(tmp_path):
+    root = tmp_path / "runs"
+    own = write_run(root / "demo" / "a b", state="finished")
+    (own / "report.html").write_text("the thread's own")
+    damaged = write_run(root / "demo" / "<i>")
+    (damaged / "status.json").write_text("{")
+    page = write_index(root).read_text()
+    assert page.count("<a href=") == 2
+    assert '<a href="demo/a%20b/report.html">a b</a>' in page
+    assert '<a href="demo/%3Ci%3E/report.html">&lt;i&gt;</a>' in page
+    assert (own / "report.html").read_text() == "the thread's own"
+    assert "<html" in (damaged / "report.html").read_text()
+    (tmp_path / "empty").mkdir()
+    assert runner.invoke(app, ["report", "--all", str(tmp_path / "empty")]).exit_code == 2
+
+
+def checkout(folder: Path) -> tuple[Path, str]:
+    """Make a repository with one commit, and a change that is not committed."""
+    (folder / "src").mkdir(parents=True)
+    (folder / "src" / "code.py").write_text("x = 1\n")
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        command = ["git", "-C", str(folder), *identity, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    (folder / "src" / "code.py").write_text("x = 2\n")
+    return folder / "src", git("rev-parse", "HEAD")
+
+
+def packed(tmp_path: Path) -> tuple[Path, Path]:
+    from loom.provenance import git_state
+
+    source, _ = checkout(tmp_path / "code")
+    run = write_run(tmp_path / "runs" / "a", state="finished")
+    facts = {
+        "thread": "demo",
+        "git": git_state(str(source)),
+        "packages": {"demo": {"version": "1", "path": str(source)}},
+    }
+    write_json(run / "run.json", facts)
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "scores.json").write_text("{}")
+    (run / "renders").mkdir()
+    (run / "renders" / "large.png").write_bytes(b"0" * 100)
+    return run, source
+
+
+def test_a_snapshot_holds_the_run_its_code_and_the_changes_that_were_not_committed(tmp_path):
+    run, _ = packed(tmp_path)
+    result = runner.invoke(app, ["snapshot", str(run), "paper-1"])
+    assert result.exit_code == 0, result.stderr
+    target = tmp_path / "runs" / "snapshots" / "paper-1.zip"
+    assert result.stdout.strip() == str(target)
+    with zipfile.ZipFile(target) as archive:
+        names = set(archive.namelist())
+        manifest = json.loads(archive.read("manifest.json"))
+        digests = {name: sha256(archive.read(name)).hexdigest() for name in names}
+        patch = archive.read("uncommitted.patch").decode()
+        tree = archive.read("code.tar")
+    assert names >= {"config.yaml", "run.json", "evaluation/scores.json", "code.tar"}
+    assert "renders/large.png" not in names
+    assert "+x = 2" in patch
+    assert b"x = 1" in tree
+    assert manifest["sha256"] == {n: d for n, d in digests.items() if n != "manifest.json"}
+    assert runner.invoke(app, ["snapshot", str(run), "paper-1"]).exit_code == 2
+
+
+def test_a_snapshot_says_when_the_code_is_no_longer_what_the_run_began_with(tmp_path):
+    run, source = packed(tmp_path)
+    (source / "code.py").write_text("x = 3\n")
+    target, notices = snapshot(run, "late")
+    assert "no longer in the checkout" in notices[0]
+    with zipfile.ZipFile(target) as archive:
+        assert "uncommitted.patch" not in archive.namelist()
+        assert json.loads(archive.read("manifest.json"))["notices"] == notices
+
+
+@pytest.mark.parametrize("tag", ["", "../x", "a/b", ".hidden", "a b", "x" * 101])
+def test_a_tag_that_is_no_name_is_refused(tmp_path, tag):
+    run = write_run(tmp_path / "a")
+    with pytest.raises(UserError, match="cannot name a snapshot"):
+        snapshot(run, tag)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_snapshot_takes_the_newest_intact_checkpoint_along(tmp_path):
+    from loom.checkpoint import Checkpoints
+
+    run, _ = packed(tmp_path)
+    with pytest.raises(UserError, match="no intact checkpoint"):
+        snapshot(run, "none", checkpoint=True)
+    checkpoints = Checkpoints(run / "checkpoints")
+    for step in (1, 2):
+        checkpoints.save(step, {"model": {}})
+    (run / "checkpoints" / "step_000002" / "state.pt").write_bytes(b"torn")
+    with zipfile.ZipFile(snapshot(run, "one", checkpoint=True)[0]) as archive:
+        members = [name for name in archive.namelist() if name.startswith("checkpoints/")]
+    assert "checkpoints/step_000001/state.pt" in members
+    assert not [name for name in members if "step_000002" in name]

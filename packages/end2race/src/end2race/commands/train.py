@@ -1,0 +1,343 @@
+"""`train-teacher` and `train-student`: the notes' options, each laid over a setting."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from loom.cli import Archive, ConfigOption, Overrides, Resume
+from loom.errors import UserError
+
+# Each name of the notes is accepted with its underscores too.
+DataRoot = Annotated[
+    Path | None,
+    typer.Option("--data-root", "--data_root", help="Dataset; without one: the embedded one."),
+]
+Preset = Annotated[str | None, typer.Option(help="Sizes: racing, racing-fine, kitti.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the training windows.")]
+MaxSteps = Annotated[
+    int | None, typer.Option("--max-steps", "--max_steps", min=1, help="Updates, not epochs.")
+]
+Rate = Annotated[float | None, typer.Option("--lr", help="Peak of the learning rate.")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", "--batch_size", min=1, help="Windows per update.")
+]
+SeqLen = Annotated[
+    int | None, typer.Option("--seq-len", "--seq_len", min=1, help="Frames of a window.")
+]
+TargetShift = Annotated[
+    int | None,
+    typer.Option(
+        "--target-shift", "--target_shift", min=1, help="Frames until the speed that is the label."
+    ),
+]
+SteerWeight = Annotated[
+    float | None,
+    typer.Option("--steer-loss-weight", "--steer_loss_weight", min=0, help="Of steering errors."),
+]
+SpeedWeight = Annotated[
+    float | None,
+    typer.Option("--speed-loss-weight", "--speed_loss_weight", min=0, help="Of speed errors."),
+]
+SmoothWeight = Annotated[
+    float | None,
+    typer.Option("--smooth-weight", "--smooth_weight", min=0, help="Of first differences."),
+]
+SteerDropout = Annotated[
+    float | None,
+    typer.Option(
+        "--steer-dropout",
+        "--steer_dropout",
+        min=0,
+        max=1,
+        help="Share of windows without the previous wheel angle.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--num-workers", "--num_workers", min=0, help="Batches read in advance."),
+]
+NoValidate = Annotated[
+    bool, typer.Option("--no-validate", "--no_validate", help="Leave the validation out.")
+]
+InitPath = Annotated[
+    Path | None,
+    typer.Option("--init-path", "--init_path", help="Run or model file to begin from."),
+]
+InitStrict = Annotated[
+    bool | None,
+    typer.Option(
+        "--init-strict/--no-init-strict",
+        "--init_strict/--no_init_strict",
+        help="Whether every weight must fit.",
+        show_default=False,
+    ),
+]
+InitSkip = Annotated[
+    bool,
+    typer.Option(
+        "--init-skip-output-layer",
+        "--init_skip_output_layer",
+        help="Leave the last layer as it begins.",
+    ),
+]
+SavePath = Annotated[
+    Path | None,
+    typer.Option("--save-path", "--save_path", help="Also write the model into this file."),
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--run-dir",
+        "--log-dir",
+        "--log_dir",
+        "--checkpoint-path",
+        "--checkpoint_path",
+        help="Directory of the run, its checkpoints and its log.",
+    ),
+]
+ResumePath = Annotated[
+    Path | None,
+    typer.Option("--resume-path", "--resume_path", help="Run to go on with; --resume --run-dir."),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of weights and order.")]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option("--teacher-cache-dir", "--teacher_cache_dir", help="Teacher cache to learn from."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add both commands."""
+    app.command("train-teacher")(train_teacher)
+    app.command("train-student")(train_student)
+
+
+def train_teacher(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    preset: Preset = None,
+    epochs: Epochs = None,
+    max_steps: MaxSteps = None,
+    lr: Rate = None,
+    batch_size: BatchSize = None,
+    seq_len: SeqLen = None,
+    target_shift: TargetShift = None,
+    steer_loss_weight: SteerWeight = None,
+    speed_loss_weight: SpeedWeight = None,
+    smooth_weight: SmoothWeight = None,
+    steer_dropout: SteerDropout = None,
+    lidar_num_features: Annotated[
+        str,
+        typer.Option(
+            "--lidar-num-features",
+            "--lidar_num_features",
+            help="4 or 8: refuse a dataset whose files have another layout; auto: take its own.",
+        ),
+    ] = "auto",
+    num_workers: Workers = None,
+    no_validate: NoValidate = False,
+    init_path: InitPath = None,
+    init_strict: InitStrict = None,
+    init_skip_output_layer: InitSkip = False,
+    save_path: SavePath = None,
+    val_log_path: Annotated[
+        Path | None,
+        typer.Option("--val-log-path", "--val_log_path", help="Also put the records here (CSV)."),
+    ] = None,
+    device: Device = None,
+    seed: Seed = None,
+    run_dir: RunFolder = None,
+    resume: Resume = False,
+    resume_path: ResumePath = None,
+    archive: Archive = False,
+) -> None:
+    """Train the LiDAR teacher by behaviour cloning, and judge it on the validation windows."""
+    from end2race.training_run import run_teacher
+
+    flags = {
+        "data.root": data_root,
+        "data.seq_len": seq_len,
+        "data.target_shift": target_shift,
+        "data.prefetch": num_workers,
+        "data.lidar_num_features": _features(lidar_num_features),
+        "preset": preset,
+        "train.epochs": epochs,
+        "train.max_steps": max_steps,
+        "train.lr": lr,
+        "train.batch_size": batch_size,
+        "train.steering_dropout": steer_dropout,
+        "loss.steer_weight": steer_loss_weight,
+        "loss.speed_weight": speed_loss_weight,
+        "loss.smooth_weight": smooth_weight,
+        "init_path": init_path,
+        "init_strict": init_strict,
+        "init_skip_output_layer": init_skip_output_layer or None,
+        "save_path": save_path,
+        "device": device,
+        "seed": seed,
+    }
+    directory, goes_on = _place(run_dir, resume, resume_path)
+    run_teacher(
+        config,
+        _with_validation(overrides, no_validate),
+        flags,
+        directory=directory,
+        resume=goes_on,
+        archive=archive,
+        csv_path=val_log_path,
+    )
+
+
+def train_student(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    train_split: Annotated[
+        str | None, typer.Option("--train-split", "--train_split", help="Split to learn from.")
+    ] = None,
+    val_split: Annotated[
+        str | None, typer.Option("--val-split", "--val_split", help="Split to validate on.")
+    ] = None,
+    preset: Preset = None,
+    epochs: Epochs = None,
+    max_steps: MaxSteps = None,
+    lr: Rate = None,
+    batch_size: BatchSize = None,
+    seq_len: SeqLen = None,
+    target_shift: TargetShift = None,
+    steer_loss_weight: SteerWeight = None,
+    speed_loss_weight: SpeedWeight = None,
+    smooth_weight: SmoothWeight = None,
+    steer_dropout: SteerDropout = None,
+    view_transform: Annotated[
+        str | None,
+        typer.Option("--view-transform", "--view_transform", help="lift_splat or identity."),
+    ] = None,
+    teacher_cache_dir: CacheDir = None,
+    kd_action_w: Annotated[
+        float | None, typer.Option("--kd-action-w", "--kd_action_w", min=0, help="Actions.")
+    ] = None,
+    kd_bevvec_w: Annotated[
+        float | None, typer.Option("--kd-bevvec-w", "--kd_bevvec_w", min=0, help="BEV vectors.")
+    ] = None,
+    kd_temporal_w: Annotated[
+        float | None,
+        typer.Option("--kd-temporal-w", "--kd_temporal_w", min=0, help="Recurrent states."),
+    ] = None,
+    kd_bevfeat_w: Annotated[
+        float | None, typer.Option("--kd-bevfeat-w", "--kd_bevfeat_w", min=0, help="BEV maps.")
+    ] = None,
+    kd_missing: Annotated[
+        str | None,
+        typer.Option("--kd-missing", "--kd_missing", help="error or skip, for a window without."),
+    ] = None,
+    allow_stale: Annotated[
+        bool, typer.Option("--allow-stale", "--allow_stale", help="Take a cache of other data.")
+    ] = False,
+    label_fraction: Annotated[
+        float | None,
+        typer.Option(
+            "--label-fraction",
+            "--label_fraction",
+            min=0,
+            max=1,
+            help="Share of the training segments with the expert's labels.",
+        ),
+    ] = None,
+    num_workers: Workers = None,
+    no_validate: NoValidate = False,
+    init_path: InitPath = None,
+    init_strict: InitStrict = None,
+    init_skip_output_layer: InitSkip = False,
+    save_path: SavePath = None,
+    csv_log_path: Annotated[
+        Path | None,
+        typer.Option("--csv-log-path", "--csv_log_path", help="Also put the records here (CSV)."),
+    ] = None,
+    device: Device = None,
+    seed: Seed = None,
+    run_dir: RunFolder = None,
+    resume: Resume = False,
+    resume_path: ResumePath = None,
+    archive: Archive = False,
+) -> None:
+    """Train the camera student on the expert's labels and a teacher's cache, and judge it."""
+    from end2race.training_run import run_student
+
+    flags = {
+        "data.root": data_root,
+        "data.train_split": train_split,
+        "data.val_split": val_split,
+        "data.seq_len": seq_len,
+        "data.target_shift": target_shift,
+        "data.prefetch": num_workers,
+        "preset": preset,
+        "train.epochs": epochs,
+        "train.max_steps": max_steps,
+        "train.lr": lr,
+        "train.batch_size": batch_size,
+        "train.steering_dropout": steer_dropout,
+        "loss.steer_weight": steer_loss_weight,
+        "loss.speed_weight": speed_loss_weight,
+        "loss.smooth_weight": smooth_weight,
+        "view_transform": view_transform,
+        "kd.cache_dir": teacher_cache_dir,
+        "kd.action_weight": kd_action_w,
+        "kd.bevvec_weight": kd_bevvec_w,
+        "kd.temporal_weight": kd_temporal_w,
+        "kd.bevfeat_weight": kd_bevfeat_w,
+        "kd.missing": kd_missing,
+        "kd.allow_stale": allow_stale or None,
+        "label_fraction": label_fraction,
+        "init_path": init_path,
+        "init_strict": init_strict,
+        "init_skip_output_layer": init_skip_output_layer or None,
+        "save_path": save_path,
+        "device": device,
+        "seed": seed,
+    }
+    directory, goes_on = _place(run_dir, resume, resume_path)
+    run_student(
+        config,
+        _with_validation(overrides, no_validate),
+        flags,
+        directory=directory,
+        resume=goes_on,
+        archive=archive,
+        csv_path=csv_log_path,
+    )
+
+
+def _with_validation(overrides: list[str] | None, no_validate: bool) -> list[str]:
+    return [*(overrides or ()), *(["train.validate_interval=null"] if no_validate else ())]
+
+
+def _place(
+    run_dir: Path | None, resume: bool, resume_path: Path | None
+) -> tuple[Path | None, bool]:
+    """Return the run's directory and whether to go on there.
+
+    Raises:
+        UserError: The run to go on with does not exist, or is not the one that is named beside.
+    """
+    if resume_path is None:
+        return run_dir, resume
+    if not (resume_path / "run.json").is_file():
+        raise UserError(
+            f"{resume_path}: there is no run to go on with",
+            hint="give the directory of the run; without --resume-path a new one begins",
+        )
+    if run_dir is not None and run_dir.resolve() != resume_path.resolve():
+        raise UserError(
+            f"--resume-path {resume_path} goes on in its own directory, not in {run_dir}",
+            hint="drop --run-dir; --init-path begins a new run from these weights",
+        )
+    return resume_path, True
+
+
+def _features(value: str) -> Any:
+    if value not in ("auto", "4", "8"):
+        raise UserError(f"--lidar-num-features {value}", hint="take 4, 8 or auto")
+    return None if value == "auto" else int(value)

@@ -1,0 +1,1 @@
+"""The networks: LiDAR teacher, camera student, and the operations that they stand on."""

@@ -1,0 +1,1 @@
+"""A small racing world: tracks, sensors, a car, an expert, and closed loops through them."""

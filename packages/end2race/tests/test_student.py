@@ -1,0 +1,261 @@
+"""Student trainings on drives of a few frames: labels, teacher cache, what is refused."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from end2race.cache.info import CacheInfo
+from end2race.cache.store import TeacherCache
+from end2race.cli import app
+from end2race.data.dataset import open_dataset
+from end2race.data.windows import windows
+from end2race.driver import Driver
+from end2race.restore import restore
+from end2race.train_student import CachedTeacher
+from end2race.training_run import run_student
+from loom.errors import UserError
+from loom.record import read_records
+from typer.testing import CliRunner
+
+T = 3
+FIELDS = {"actions": (T, 2), "gru_out": (T, 24), "bev_vec": (20,)}
+SHORT = {
+    "train.max_steps": 2,
+    "train.batch_size": 4,
+    "train.validate_interval": None,
+    "data.seq_len": T,
+    "log_interval": 1,
+}
+DAY = "a" * 64
+
+
+def learn(root: Path, directory: Path, overrides=(), **flags) -> Path:
+    settings = {key.replace("__", "."): value for key, value in flags.items()}
+    settings = {"data.root": root} | SHORT | settings
+    without = [] if settings["train.validate_interval"] else ["train.validate_interval=null"]
+    return run_student(None, [*without, *overrides], settings, directory=directory, quiet=True)
+
+
+def write_cache(directory: Path, root: Path, splits=("train",), windows_left_out=0) -> Path:
+    """A cache of random answers to every window."""
+    dataset = open_dataset(root)
+    data = {split: dataset.fingerprint(split) for split in splits}
+    cache = TeacherCache.create(directory, CacheInfo(DAY, data, T, 1, "float32", FIELDS))
+    for split in splits:
+        keys = [window.key for window in windows(dataset, split, T)]
+        keys = keys[: len(keys) - windows_left_out]
+        rng = np.random.default_rng(0)
+        cache.append(
+            keys,
+            {
+                "actions": rng.normal(size=(len(keys), T, 2)).astype(np.float32),
+                "gru_out": rng.normal(size=(len(keys), T, 24)).astype(np.float32),
+                "bev_vec": np.stack([frame_vectors(key) for key in keys]),
+            },
+        )
+    return directory
+
+
+def frame_vectors(key: str) -> np.ndarray:
+    """The vectors of a window's frames: each follows from its frame alone."""
+    start = int(key.rpartition(":")[2])
+    seed = sum(map(ord, key.rpartition(":")[0]))
+    return np.stack(
+        [np.random.default_rng((seed, start + t)).normal(size=20) for t in range(T)]
+    ).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A dataset of three training segments and a cache of all its answers."""
+    from importlib import util
+
+    spec = util.spec_from_file_location("helpers", Path(__file__).with_name("conftest.py"))
+    helpers = util.module_from_spec(spec)
+    spec.loader.exec_module(helpers)
+    folder = tmp_path_factory.mktemp("student")
+    root = helpers.write_small(folder / "set", {"train": (8, 8, 8), "valid": (6,)}, target=True)
+    return SimpleNamespace(root=root, cache=write_cache(folder / "cache", root))
+
+
+def log(run: Path) -> str:
+    return (run / "log.txt").read_text(encoding="utf-8")
+
+
+def test_a_student_learns_from_labels_and_from_its_teacher(made, tmp_path):
+    run = learn(made.root, tmp_path / "run", kd__cache_dir=made.cache)
+    row = read_records(run)[-1]
+    shares = [row[f"loss_share/{t}"] for t in ("steer", "kd_action", "kd_bev_vec", "kd_temporal")]
+    assert all(share > 0 for share in shares)
+    assert row["metric/kd_confidence"] == 1.0
+    assert "the cache answers 18 of 18 windows" in log(run)
+    parents = json.loads((run / "run.json").read_text())["parents"]
+    assert parents["teacher"]["sha256"] == DAY
+    driver = Driver.load(run)
+    driver.reset([None])
+    image = np.zeros((1, 8, 16, 3), np.uint8)
+    seen = SimpleNamespace(images=image, speed=np.ones(1), previous_steering=np.ones(1))
+    assert np.isfinite(driver.act(seen)).all()
+
+
+def test_distillation_with_weights_of_zero_is_behaviour_cloning_to_the_bit(made, tmp_path):
+    none = {"kd__action_weight": 0.0, "kd__bevvec_weight": 0.0, "kd__temporal_weight": 0.0}
+    alone = learn(made.root, tmp_path / "alone")
+    beside = learn(made.root, tmp_path / "beside", kd__cache_dir=made.cache, **none)
+    for key, value in restore(alone).model.state_dict().items():
+        assert torch.equal(restore(beside).model.state_dict()[key], value), key
+
+
+def test_the_teacher_changes_what_is_learned(made, tmp_path):
+    alone = learn(made.root, tmp_path / "alone")
+    taught = learn(made.root, tmp_path / "taught", kd__cache_dir=made.cache)
+    ours, theirs = (restore(run).model.state_dict() for run in (alone, taught))
+    assert not torch.equal(ours["policy.output_layer.weight"], theirs["policy.output_layer.weight"])
+
+
+def test_only_the_labelled_segments_teach_by_label(made, tmp_path):
+    one = learn(made.root, tmp_path / "run", ["labelled_segments=[segment_0001]"])
+    assert "6 of 18 training windows" in log(one)
+    root = tmp_path / "set"
+    shutil.copytree(made.root, root)
+    for name in ("segment_0000", "segment_0002"):  # their labels turn to nonsense
+        path = root / "train" / name / "meta" / "data.csv"
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        for row in rows:
+            row["wheel_angle"] = "17"
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+    other = learn(root, tmp_path / "other", ["labelled_segments=[segment_0001]"])
+    for key, value in restore(one).model.state_dict().items():
+        assert torch.equal(restore(other).model.state_dict()[key], value), key
+
+
+def test_with_a_teacher_each_batch_has_its_share_of_labelled_windows(made, tmp_path):
+    run = learn(
+        made.root,
+        tmp_path / "run",
+        ["labelled_segments=[segment_0001]", "labelled_share=0.25"],
+        kd__cache_dir=made.cache,
+    )
+    assert "6 of 18 training windows" in log(run)
+    assert read_records(run)[-1]["loss/steer"] > 0
+
+
+def test_no_label_at_all_leaves_the_teacher(made, tmp_path):
+    run = learn(made.root, tmp_path / "run", kd__cache_dir=made.cache, label_fraction=0.0)
+    row = read_records(run)[-1]
+    assert row["loss/steer"] == 0.0
+    assert row["loss_share/kd_action"] > 0
+
+
+def test_a_fraction_of_labels_takes_whole_segments_drawn_by_the_seed(made, tmp_path):
+    run = learn(made.root, tmp_path / "run", label_fraction=0.34)
+    assert "12 of 18 training windows" in log(run)  # two segments of three: a third is not enough
+
+
+def test_a_window_without_an_answer_is_an_error_or_left_out(made, tmp_path):
+    partial = write_cache(tmp_path / "partial", made.root, windows_left_out=3)
+    with pytest.raises(UserError, match="answers only 15 of 18 windows"):
+        learn(made.root, tmp_path / "a", kd__cache_dir=partial)
+    run = learn(made.root, tmp_path / "b", kd__cache_dir=partial, kd__missing="skip")
+    assert "15 of 18 windows" in log(run)
+    cache = TeacherCache.open(partial)
+    keys = [window.key for window in windows(open_dataset(made.root), "train", T)]
+    answers = CachedTeacher(cache, ("actions",), skip_missing=True)([keys[-1], keys[0]])
+    assert answers.confidence.tolist() == [0.0, 1.0]
+    assert (answers.fields["actions"][0] == 0).all()
+    with pytest.raises(UserError, match="has nothing on"):
+        CachedTeacher(cache, ("actions",), skip_missing=False)([keys[-1]])
+
+
+def test_a_cache_of_other_data_or_windows_is_refused(made, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(made.root, root)
+    path = root / "train" / "segment_0000" / "meta" / "data.csv"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(UserError, match="stale: data of train"):
+        learn(root, tmp_path / "a", kd__cache_dir=made.cache)
+    with pytest.raises(UserError, match="seq_len 3, expected 2"):
+        learn(made.root, tmp_path / "b", kd__cache_dir=made.cache, data__seq_len=2)
+    with pytest.raises(UserError, match="holds no bev_feat"):
+        learn(made.root, tmp_path / "c", kd__cache_dir=made.cache, kd__bevfeat_weight=1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--teacher_cache_dir", "nowhere"], "nowhere"),
+        (["--label_fraction", "0"], "nothing to learn from"),
+        (["labelled_segments=[segment_0009]"], "segment_0009"),
+        (["--view_transform", "magic"], "magic"),
+        (["--kd_missing", "maybe"], "maybe"),
+        (["--train_split", "lost"], "lost"),
+    ],
+)
+def test_wrong_arguments_are_named(made, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    given = ["--data_root", str(made.root), "--seq_len", "3", "--max_steps", "1", *arguments]
+    done = CliRunner().invoke(app, ["train-student", *given])
+    assert done.exit_code == 2, done.output
+    assert said in done.output
+
+
+def test_the_commands_take_the_options_of_the_notes(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cache = write_cache(tmp_path / "cache", made.root, ("train", "valid"))
+    data = ["--data_root", str(made.root), "--seq_len", "3", "--batch_size", "4"]
+    done = CliRunner().invoke(
+        app,
+        [
+            *("train-student", *data, "--train_split", "train", "--val_split", "valid"),
+            *("--epochs", "0.5", "--lr", "1e-4", "--num_workers", "1"),
+            *("--teacher_cache_dir", str(cache), "--kd_action_w", "0.5", "--kd_bevvec_w", "0.5"),
+            *("--kd_temporal_w", "0.1", "--kd_missing", "error", "--label_fraction", "1.0"),
+            *("--save_path", "student.pt", "--csv_log_path", "log.csv", "--view_transform"),
+            *("identity", "--checkpoint_path", "run"),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    assert read_records(tmp_path / "run")[-1]["step"] == round(0.5 * 18 / 4)
+    assert "loss_share" in (tmp_path / "log.csv").read_text().splitlines()[0]
+    assert restore(tmp_path / "student.pt").file.view_transform == "identity"
+
+    evaluation = ["eval-student", *data, "--student_ckpt", "student.pt", "--csv_path", "e.csv"]
+    for more in ((), ("--teacher_cache_dir", str(cache), "--json_path", "e.json")):
+        done = CliRunner().invoke(app, [*evaluation, "--overall_weights", "1.0,0.5", *more])
+        assert done.exit_code == 0, done.output
+    rows = list(csv.DictReader((tmp_path / "e.csv").read_text().splitlines()))
+    assert [row["split"] for row in rows] == ["valid", "valid"]
+    assert rows[0]["steer_mse"] == rows[1]["steer_mse"]
+    assert rows[0]["kd_steer_mse"] == "" != rows[1]["kd_steer_mse"]
+    weighted = float(rows[0]["steer_mse"]) + 0.5 * float(rows[0]["speed_mse"])
+    assert float(rows[0]["overall_weighted_mse"]) == pytest.approx(weighted)
+    drivers = json.loads((tmp_path / "e.json").read_text())["drivers"]
+    assert set(drivers) == {"model", "blanked", "copycat", "constant", "to teacher"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--overall_weights", "1.0"], "overall_weights has 1"),
+        (["--overall_weights", "one,two"], "not a list of numbers"),
+        (["--action_names", "a,b,c"], "action_names has 3"),
+        (["--split", "lost"], "lost"),
+        (["--student_ckpt", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_arguments_of_an_evaluation_are_named(made, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    given = ["--data_root", str(made.root), "--student_ckpt", "x.pt", *arguments]
+    if "--split" in arguments:
+        learn(made.root, tmp_path / "x.pt", train__max_steps=1)
+    done = CliRunner().invoke(app, ["eval-student", *given])
+    assert done.exit_code == 2, done.output
+    assert said in done.output

@@ -1,0 +1,1 @@
+"""Closed loop: who acts, in which conditions, how often it works, and how sure that is."""

@@ -1,0 +1,103 @@
+"""The policy network: what is seen becomes context tokens, actions flow towards it.
+
+    context (flat)      one token: for each observed step the pooled features of its pictures, then
+                        all states; the initial picture is encoded once and stands at every step
+    context (spatial)   one token per place of each picture, then a token per observed state
+    with several tasks  one more token, an embedding of the task
+
+States and actions pass the normalisers, whose limits are saved with the weights.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from maniflow_overlay.policy.ditx import Ditx
+from maniflow_overlay.policy.encoder import PictureEncoder
+from maniflow_overlay.policy.normaliser import LimitsNormaliser
+from maniflow_overlay.policy.presets import PolicyShape
+
+
+class Context(NamedTuple):
+    """What the transformer attends to: (B, L, context_dim), and (B, K, width) or None."""
+
+    tokens: Tensor
+    extra: Tensor | None
+
+    def part(self, rows: slice) -> Context:
+        """Return the context of some samples."""
+        return Context(self.tokens[rows], None if self.extra is None else self.extra[rows])
+
+
+class OverlayPolicy(nn.Module):
+    """Encoder, transformer and normalisers of one shape."""
+
+    def __init__(self, shape: PolicyShape, generator: torch.Generator) -> None:
+        """Make the layers and draw their weights from `generator`."""
+        super().__init__()
+        self.shape = shape
+        self.encoder = PictureEncoder(shape, generator)
+        self.ditx = Ditx(shape.ditx(self.encoder.channels, self.encoder.places), generator)
+        self.normalise_state = LimitsNormaliser(shape.state_dim)
+        self.normalise_action = LimitsNormaliser(shape.action_dim)
+        width = self.ditx.shape.width
+        self.state_in: nn.Linear | None = None
+        if shape.size.tokens == "spatial":
+            self.state_in = nn.Linear(shape.state_dim, width)
+            self.state_position = nn.Parameter(torch.zeros(1, shape.observed, width))
+            nn.init.xavier_uniform_(self.state_in.weight, generator=generator)
+            nn.init.zeros_(self.state_in.bias)
+        self.task: nn.Embedding | None = None
+        if len(shape.tasks) > 1:
+            self.task = nn.Embedding(len(shape.tasks), width)
+            nn.init.normal_(self.task.weight, std=0.02, generator=generator)
+
+    def context(
+        self, current: Tensor, initial: Tensor | None, state: Tensor, task: Tensor
+    ) -> Context:
+        """Encode an observation.
+
+        Args:
+            current: (B, observed, channels, H, W) in [0, 1].
+            initial: (B, channels, H, W), given exactly where the arm sees it.
+            state: (B, observed, state_dim), not normalised.
+            task: (B,) integers, which task; not looked at where there is only one.
+        """
+        if (initial is not None) != self.shape.arm.sees_initial:
+            raise ValueError(f"mode {self.shape.arm.mode}: initial picture {initial is not None}")
+        size = len(state)
+        seen, first = self.encoder(current.flatten(0, 1), initial)
+        state = self.normalise_state(state)
+        extra: list[Tensor] = []
+        if self.state_in is None:
+            tokens = self._flat(seen, first, state)
+        else:
+            tokens = seen.flatten(2).transpose(1, 2).reshape(size, -1, self.encoder.channels)
+            if first is not None:
+                tokens = torch.cat([tokens, first.flatten(2).transpose(1, 2)], dim=1)
+            extra.append(self.state_in(state) + self.state_position)
+        if self.task is not None:
+            extra.append(self.task(task)[:, None])
+        return Context(tokens, torch.cat(extra, dim=1) if extra else None)
+
+    def _flat(self, seen: Tensor, first: Tensor | None, state: Tensor) -> Tensor:
+        pooled = seen.mean((2, 3)).unflatten(0, (-1, self.shape.observed))  # (B, observed, 512)
+        parts = [pooled]
+        if first is not None:
+            parts.append(first.mean((2, 3))[:, None].expand_as(pooled))
+        features = torch.cat(parts, dim=-1).flatten(1)
+        return torch.cat([features, state.flatten(1)], dim=-1)[:, None]
+
+    def velocity(
+        self, actions: Tensor, time: Tensor, step_size: Tensor, context: Context
+    ) -> Tensor:
+        """Return the velocity of normalised actions; shapes as in `Ditx.forward`, in float32."""
+        return self.ditx(actions, time, step_size, context.tokens, context.extra).float()
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Count the numbers that can learn."""
+    return sum(parameter.numel() for parameter in module.parameters())

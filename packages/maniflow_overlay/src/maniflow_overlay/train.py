@@ -1,0 +1,210 @@
+"""Train a policy on a frame store: data, network, objective, validation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from loom import distributed
+from loom.files import sha256_file
+from loom.loop import Every, FitResult, Prefetch, TrainState, fit
+from loom.run import Run
+from loom.sampling import draw_rng
+from loom.update import Precision
+
+from maniflow_overlay.config import TrainConfig
+from maniflow_overlay.data.frame_store import MANIFEST, FrameStore
+from maniflow_overlay.data.path_layers import FOLDER, STATUS, PathLayers
+from maniflow_overlay.data.windows import Batches, Windows, WindowShape, validation_episodes
+from maniflow_overlay.open_loop import SCORES, OpenLoop, write_scores
+from maniflow_overlay.policy.model import OverlayPolicy, parameter_count
+from maniflow_overlay.policy.normaliser import idle_warnings
+from maniflow_overlay.policy.objective import FlowObjective
+from maniflow_overlay.policy.presets import PolicyShape
+from maniflow_overlay.policy.pretrained import load_r3m
+from maniflow_overlay.policy.resnet import ResNet18
+from maniflow_overlay.policy.runtime import Policy, PolicyRecord, choose_device
+from maniflow_overlay.training_batches import TrainingBatches
+from maniflow_overlay.watchdog import Watchdog
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What a run learns from and is validated on.
+
+    Attributes:
+        store: The frames.
+        training: Windows of the training episodes; frame and path apart where pictures vary.
+        validation: Windows of the episodes kept back, or of all where none are.
+        rows: (n,) rows of the training episodes.
+    """
+
+    store: FrameStore
+    training: Batches
+    validation: Batches
+    rows: np.ndarray
+
+
+def policy_shape(config: TrainConfig, store: FrameStore) -> PolicyShape:
+    """Return the shape of the policy that a configuration asks for on a store."""
+    return PolicyShape(
+        config.preset,
+        config.arm,
+        store.shape.height,
+        store.shape.width,
+        store.shape.vector,
+        store.shape.vector,
+        tuple(store.tasks) if config.language == "task" else (),
+        config.steps_ahead,
+        config.n_obs_steps,
+        config.action_steps,
+        config.encoder_weights is not None,
+    )
+
+
+def read_data(config: TrainConfig, run: Run[TrainConfig]) -> TrainingData:
+    """Open the store and its paths, and divide its episodes."""
+    if config.store is None:
+        raise ValueError("the command line fills in a store")
+    store = FrameStore(config.store)
+    run.use("store", sha256_file(config.store / MANIFEST))
+    layers = None
+    if config.mode != "none":
+        layers = PathLayers(store)
+        run.use("paths", sha256_file(config.store / FOLDER / STATUS))
+    horizon, observed = config.steps_ahead, config.n_obs_steps
+    shape = WindowShape(horizon, observed, observed - 1, horizon - 1)
+    kept_back = validation_episodes(len(store.episodes), config.val_ratio, config.seed)
+    looked_at = kept_back if kept_back.any() else ~kept_back
+    rows = np.flatnonzero(~kept_back[store.episode_of(np.arange(len(store)))])
+    training = Batches(
+        store,
+        layers,
+        Windows(store.begins[~kept_back], store.ends[~kept_back], shape),
+        show=config.mode,
+        fuse="concat6" if config.augment.active else config.fuse,
+        batch=config.batch_size,
+        seed=config.seed,
+    )
+    validation = Batches(
+        store,
+        layers,
+        Windows(store.begins[looked_at], store.ends[looked_at], shape),
+        show=config.mode,
+        fuse=config.fuse,
+    )
+    run.info(
+        f"[data] {len(store)} frames of {len(store.episodes)} episodes in {config.store}: "
+        f"{len(training)} windows to train on, {len(validation)} of {int(kept_back.sum())} "
+        "episodes kept back"
+        + ("" if kept_back.any() else " (none: validation repeats the training episodes)")
+    )
+    return TrainingData(store, training, validation, rows)
+
+
+def new_policy(config: TrainConfig, data: TrainingData, run: Run[TrainConfig]) -> OverlayPolicy:
+    """Make the network, its encoder's weights and its normalisers."""
+    model = OverlayPolicy(policy_shape(config, data.store), run.generator("policy"))
+    if config.encoder_weights is not None:
+        for trunk in model.encoder.trunks:
+            if isinstance(trunk, ResNet18):
+                load_r3m(trunk, config.encoder_weights)
+        run.use("encoder_weights", config.encoder_weights)
+        run.info(f"[encoder] weights: {config.encoder_weights}")
+    elif config.preset != "tiny":
+        run.warn("[encoder] weights: random; encoder_weights=r3m_18/model.pt takes R3M's")
+    state, action = data.store.state[data.rows], data.store.action[data.rows]
+    model.normalise_action.fit(action, config.range_eps)
+    warnings = idle_warnings(action, "action", config.range_eps)
+    if config.size.normalise_state:
+        model.normalise_state.fit(state, config.range_eps)
+        warnings += idle_warnings(state, "state", config.range_eps)
+    for warning in warnings:
+        run.warn(f"[normaliser] {warning}")
+    return model
+
+
+def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Policy, FitResult]:
+    """Train and validate; the run's directory holds records and checkpoints."""
+    with (
+        distributed.group(),
+        Watchdog(run.dir, run.info, run.warn, limit_s=config.watchdog_s) as watchdog,
+    ):
+        device = choose_device(config.device)
+        data = read_data(config, run)
+        model = new_policy(config, data, run).to(device)
+        model.to(memory_format=torch.channels_last)
+        state = TrainState(
+            model,
+            torch.optim.AdamW(
+                [{"params": list(model.parameters()), "name": "policy"}],
+                betas=config.betas,
+                weight_decay=config.weight_decay,
+                fused=True,
+            ),
+            ema_decay=config.ema_decay,
+            extras={"policy": PolicyRecord(model.shape)},
+        )
+        total = config.total_steps(len(data.training))
+        precision = _precision(config, device)
+        run.info(
+            f"[policy] {config.preset}, {config.mode}, {config.fuse}: "
+            f"{parameter_count(model):,} parameters on {device} in {precision}; {total} steps of "
+            f"{config.batch_size}, {total * config.batch_size / len(data.training):.1f} epochs"
+        )
+        open_loop = OpenLoop(data.validation, data.store.action[data.rows].mean(axis=0))
+        batches = Prefetch(TrainingBatches(data.training, config, model.shape, device))
+
+        def before_step(step: int) -> None:
+            # Dropout draws from torch's global generator: a function of the step, too.
+            rank = distributed.shard().rank
+            torch.manual_seed(int(draw_rng(config.seed, step, f"dropout {rank}").integers(2**62)))
+
+        try:
+            result = fit(
+                run,
+                state,
+                steps=total,
+                batch=batches,
+                loss=FlowObjective(state.ema_model, config.target_t),
+                lr=config.learning_rate(total).at,
+                evaluate=Every(
+                    config.val_every,
+                    lambda averaged: open_loop.evaluate(
+                        policy_of(averaged, config), config.val_windows
+                    ),
+                ),
+                gates=config.gates,
+                before_step=before_step,
+                after_step=lambda step: watchdog.step_ended(step + 1),
+                accumulate=config.gradient_accumulate_every,
+                clip_norm=config.clip_norm,
+                precision=precision,
+                log_interval=config.log_every,
+                checkpoint_interval=config.checkpoint_every,
+                metric_for_best="-metric/action_mse",
+            )
+        finally:
+            batches.close()
+        policy = policy_of(state.ema_model, config)
+        if run.is_main:
+            metrics = open_loop.evaluate(policy)
+            run.info(
+                f"[validation] all {len(data.validation)} windows: action_mse "
+                f"{metrics['metric/action_mse']:.4g}"
+            )
+            write_scores(run.path(SCORES), metrics, len(data.validation), result.step)
+    return policy, result
+
+
+def policy_of(model: OverlayPolicy, config: TrainConfig) -> Policy:
+    """Return a network as it is asked in this run."""
+    return Policy(model, inference_steps=config.num_inference_steps, kind=config.target_t)
+
+
+def _precision(config: TrainConfig, device: torch.device) -> Precision:
+    if config.precision == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return "bf16" if bf16 else "fp32"
+    return config.precision

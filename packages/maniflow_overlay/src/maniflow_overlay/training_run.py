@@ -1,0 +1,68 @@
+"""A training from the command line to its page: store, training, validation, table, report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from loom.config import Resolved, resolve
+from loom.drawing import print_table
+from loom.run import Run
+
+from maniflow_overlay.config import TrainConfig
+from maniflow_overlay.embedded import STORE, embedded_store
+from maniflow_overlay.figures import write_report
+from maniflow_overlay.open_loop import MEASURES, SCORES, read_scores
+from maniflow_overlay.train import train
+
+
+def run_training(
+    source: Path | None,
+    overrides: Sequence[str] | None,
+    flags: Mapping[str, Any],
+    *,
+    directory: Path | None = None,
+    resume: bool = False,
+    archive: bool = False,
+) -> Path:
+    """Train, validate on every window, write the page; return the run directory."""
+    if resume and source is None and directory is not None:
+        source = directory if (directory / "config.yaml").is_file() else None
+    whole = resolve(TrainConfig, source).config.steps
+    resolved = _with_store(resolve(TrainConfig, source, overrides, flags=flags), overrides, flags)
+    with Run.open(
+        "maniflow_overlay",
+        TrainConfig,
+        resolved,
+        directory=directory,
+        resume=resume,
+        archive=archive,
+    ) as run:
+        if source is not None and run.config.num_epochs is None:
+            run.shorten("steps", whole, run.config.steps)
+        train(run.config, run)
+    if run.is_main:
+        scores, about = read_scores(run.dir / SCORES)
+        print_table(
+            ("", *MEASURES), [(name, *(row[m] for m in MEASURES)) for name, row in scores.items()]
+        )
+        typer.echo(about)
+        typer.echo(f"report: {write_report(run.dir)}")
+    return run.dir
+
+
+def _with_store(
+    resolved: Resolved[TrainConfig], overrides: Sequence[str] | None, flags: Mapping[str, Any]
+) -> Resolved[TrainConfig]:
+    """Fill in the made-up episodes where the configuration names no store."""
+    if resolved.config.store is not None:
+        return resolved
+    typer.echo(
+        f"[data] no store given: training on made-up episodes in {STORE} "
+        "(--store FOLDER takes your own, made by `data convert` and `data attach-paths`)"
+    )
+    embedded_store(typer.echo)
+    source = None if resolved.source == "defaults" else Path(resolved.source)
+    return resolve(TrainConfig, source, overrides, flags={**flags, "store": STORE})

@@ -1,0 +1,381 @@
+"""The closed loop: who is shown what, what is counted, and what is said about it."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from math import comb
+
+import numpy as np
+import pytest
+from loom.config import resolve
+from loom.errors import UserError
+from loom.run import Run
+from maniflow_overlay.arms import Arm
+from maniflow_overlay.data.commands import attach_command, convert_command
+from maniflow_overlay.data.frame_store import FrameStore
+from maniflow_overlay.data.path_layers import PathLayers
+from maniflow_overlay.data.windows import Batches, Windows, WindowShape
+from maniflow_overlay.evaluation.actors import Expert, PolicyActor, Random, Replay
+from maniflow_overlay.evaluation.config import MatrixConfig
+from maniflow_overlay.evaluation.film import Film
+from maniflow_overlay.evaluation.judgement import comparisons, rates
+from maniflow_overlay.evaluation.matrix import CELLS, Cell, conditions_for, read_cells
+from maniflow_overlay.evaluation.page import FOLDER, rate_table, write_page
+from maniflow_overlay.evaluation.rollout import Condition, Outcome, play
+from maniflow_overlay.evaluation.run import arm_name, play_matrix
+from maniflow_overlay.sim.collect import Collection, collect
+from maniflow_overlay.sim.expert import expert
+from maniflow_overlay.sim.planar import Planar
+from maniflow_overlay.sim.scene import STEPS, hidden
+from PIL import Image
+
+SIZE = (64, 64)
+CLEAR = Condition("pick_place", False, None)
+NOISY = Condition("pick_place", False, "noisy")
+ARMS = [
+    Arm("none"),
+    *(
+        Arm(mode, fuse)
+        for mode in ("initial", "current", "initial_current")
+        for fuse in ("overlay", "concat6")
+    ),
+]
+
+
+class Recorded:
+    """A policy that stays where it is and keeps what it was shown."""
+
+    observation_steps, image_size, tasks = 2, SIZE, ("pick_place", "pick_place_marked")
+
+    def __init__(self, arm, chunk=3):
+        self.mode, self.fuse, self.chunk = arm.mode, arm.fuse, chunk
+        self.calls = []
+
+    def act(self, images, state, task, *, initial=None, seeds=None):
+        self.calls.append((images, state, task, initial, seeds))
+        return np.repeat(state[:, -1:], self.chunk, axis=1)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    root = tmp_path_factory.mktemp("collected")
+    collect(Collection(("pick_place",), 4, "planar"), root / "e", lambda count: None)
+    convert_command(root / "e", root / "store", [], "head", "64x64")
+    attach_command(root / "store", root / "e" / "paths" / "noisy.jsonl")
+    return FrameStore(root / "store")
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=arm_name)
+def test_an_arm_sees_at_the_table_what_it_is_trained_on(arm, store):
+    """Pictures differ by JPEG only, and not at all where the path is drawn."""
+    layers = PathLayers(store)
+    windows = Windows(store.begins, store.ends, WindowShape(observed=2, before=1))
+    batches = Batches(store, layers, windows, show=arm.mode, fuse=arm.fuse)
+    starts = np.flatnonzero(windows.rows(np.arange(len(windows)))[0][:, 0] == store.begins[2])[:1]
+    trained = batches.samples(starts)
+    wanted = Collection(("pick_place",), 4, "planar").situation("pick_place", 2)
+    policy = Recorded(arm)
+    actor = PolicyActor("a", policy)
+    play(actor, [Planar()], [wanted.seed], NOISY)
+    images, state, _, initial, _ = policy.calls[0]
+    np.testing.assert_array_equal(state[0], trained.state[0])
+    assert (initial is None) == (trained.initial is None)
+    shown = [(images[0, -1], trained.current[0, -1], arm.draws_current)]
+    if initial is not None:
+        shown.append((initial[0], trained.initial[0], True))
+    for ours, theirs, drawn in shown:
+        frame = ours[..., :3].astype(int)
+        assert np.abs(frame - theirs[0].astype(int)).mean() < 4
+        layer = layers.read(int(store.begins[2]))
+        if drawn and arm.channels == 6:
+            np.testing.assert_array_equal(ours[..., 3:], theirs[1])
+        elif drawn:
+            rows, columns = np.divmod(layer.index.astype(int), 64)
+            np.testing.assert_array_equal(ours[rows, columns], layer.value)
+            np.testing.assert_array_equal(ours[rows, columns], theirs[0][rows, columns])
+        elif arm.channels == 6:
+            assert not ours[..., 3:].any()
+
+
+def test_all_arms_meet_the_same_episodes_paths_and_noise():
+    """As long as two policies do the same, only the drawing tells their inputs apart."""
+    met = []
+    for arm in ARMS:
+        policy = Recorded(arm)
+        condition = CLEAR if arm.mode == "none" else NOISY
+        play(PolicyActor("a", policy), [Planar(), Planar()], [3, 4, 5], condition)
+        met.append([(state.tobytes(), tuple(seeds)) for _, state, _, _, seeds in policy.calls])
+    assert all(other == met[0] for other in met)
+    both = [Recorded(Arm("current", fuse)) for fuse in ("overlay", "concat6")]
+    for policy in both:
+        play(PolicyActor("a", policy), [Planar()], [3], NOISY)
+    for (over, *_), (beside, *_) in zip(both[0].calls, both[1].calls, strict=True):
+        path = beside[..., 3:]
+        drawn = path.max(axis=-1, keepdims=True) > 0
+        np.testing.assert_array_equal(over, np.where(drawn, path, beside[..., :3]))
+
+
+def test_a_policy_sees_the_two_newest_pictures_and_the_first_one_stays():
+    policy = Recorded(Arm("initial_current"), chunk=1)
+    seen = []
+    play(
+        PolicyActor("a", policy), [Planar()], [1], replace(NOISY, occluded=True), watch=seen.append
+    )
+    first = policy.calls[0][3]
+    for before, after in pairwise(policy.calls):
+        np.testing.assert_array_equal(after[0][0, 0], before[0][0, 1])
+        np.testing.assert_array_equal(after[3], first)
+    assert hidden(seen[-1].scene)
+    assert (policy.calls[-1][0][0, -1] != first[0]).mean() > 0.5  # the curtain is on the new one
+
+
+def test_outcomes_do_not_depend_on_how_many_are_played_at_a_time():
+    seeds = list(range(7))
+    for actor in (Expert(), Replay(), Random(), PolicyActor("a", Recorded(Arm("current")))):
+        condition = NOISY if actor.asks_always else CLEAR
+        found = [
+            play(actor, [Planar() for _ in range(count)], seeds, condition) for count in (1, 3, 7)
+        ]
+        assert found[0] == found[1] == found[2]
+        assert [outcome.seed for outcome in found[0]] == seeds
+
+
+def test_baselines_stand_in_their_order():
+    scenes, seeds = [Planar() for _ in range(10)], range(20)
+    solved = {
+        actor.name: sum(outcome.success for outcome in play(actor, scenes, seeds, CLEAR))
+        for actor in (Expert(), Replay(), Random())
+    }
+    assert solved["expert"] >= 19
+    assert solved["replay (blind)"] <= 2
+    assert solved["random"] == 0
+
+
+def test_an_outcome_tells_the_right_block_from_another():
+    class Misled:
+        name, remembers, asks_first, asks_always = "misled", 1, False, False
+
+        def act(self, episodes):
+            chosen = []
+            for episode in episodes:
+                layout = episode.scene.layout
+                episode.scene.layout = layout._replace(target=(layout.target + 1) % 3)
+                chosen.append(expert(episode.scene)[None])
+                episode.scene.layout = layout
+            return np.stack(chosen)
+
+    for outcome in play(Misled(), [Planar()], range(4), CLEAR):
+        assert outcome == Outcome(outcome.seed, False, False, True, STEPS)
+    for outcome in play(Expert(), [Planar()], range(4), CLEAR):
+        assert outcome.success
+        assert outcome.picked
+        assert not outcome.mistaken
+        assert outcome.steps < STEPS
+
+
+def test_an_episode_ends_with_its_success_whatever_the_chunk_still_holds():
+    class Long(Expert):
+        def act(self, episodes):
+            return np.repeat(super().act(episodes), 3, axis=1)
+
+    watched = []
+    play(Long(), [Planar()], [0], CLEAR, watch=lambda episode: watched.append(episode.success))
+    assert watched.count(True) == 1
+    assert watched[-1]
+
+
+def test_without_a_path_there_is_one_condition_for_all_qualities():
+    def count(actor):
+        return len(conditions_for(actor, ("pick_place",), (False, True), ("perfect", "noisy")))
+
+    assert count(PolicyActor("a", Recorded(Arm("none")))) == 2
+    assert count(PolicyActor("a", Recorded(Arm("initial")))) == 4
+    assert count(Expert()) == 2
+
+
+def made_cell(arm, run, condition, solved):
+    outcomes = [
+        Outcome(seed, bool(done), bool(done), not done, 10) for seed, done in enumerate(solved)
+    ]
+    return Cell(arm, run, condition, tuple(outcomes))
+
+
+def test_rates_are_pooled_over_trainings_with_wilsons_interval():
+    cells = [
+        made_cell("current A", "s0", NOISY, [1] * 6 + [0] * 4),
+        made_cell("current A", "s1", NOISY, [1] * 2 + [0] * 8),
+    ]
+    (rate,) = rates(cells)
+    p, n, z = 8 / 20, 20, 1.959963984540054
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    assert (rate.runs, rate.episodes, rate.rate) == (2, 20, p)
+    assert (rate.low, rate.high) == pytest.approx((centre - half, centre + half))
+    assert (rate.lowest, rate.highest) == (0.2, 0.6)
+    assert rate.picked == p
+    assert rate.mistaken == 1 - p
+    assert rate.shown() == "40 % [22, 61]"
+
+
+def test_arms_are_compared_episode_by_episode_and_training_by_training():
+    rng = np.random.default_rng(0)
+    first = rng.random((2, 40)) < 0.8
+    second = rng.random((2, 40)) < 0.4
+    cells = [
+        made_cell(arm, f"s{run}", condition, solved[run])
+        for arm, condition, solved in (("current A", NOISY, first), ("none", CLEAR, second))
+        for run in (1, 0)  # in any order
+    ]
+    (found,) = comparisons(cells)
+    pairs = list(zip(first.ravel().tolist(), second.ravel().tolist(), strict=True))
+    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
+    assert (found.only_first, found.only_second, found.pairs) == (only_first, only_second, 80)
+    assert found.gain == pytest.approx(first.mean() - second.mean())
+    total = only_first + only_second
+    tail = sum(comb(total, k) for k in range(only_second + 1)) / 2**total
+    assert found.p == pytest.approx(min(1, 2 * tail))
+    assert found.p_holm == found.p
+
+
+def test_holm_corrects_over_all_comparisons_and_equal_arms_have_p_one():
+    same = [1, 0, 1, 1]
+    cells = [made_cell(arm, "s", NOISY, same) for arm in ("current A", "initial A")]
+    cells.append(made_cell("initial+current A", "s", NOISY, [1, 1, 1, 1]))
+    found = comparisons(cells)
+    assert len(found) == 3
+    assert {c.p for c in found} == {1.0}
+    assert all(c.p_holm >= c.p for c in found)
+
+
+def test_cells_of_other_episodes_are_not_compared():
+    other = Cell("none", "s", CLEAR, tuple(Outcome(seed, True, True, False, 9) for seed in (7, 8)))
+    with pytest.raises(UserError, match="different episodes"):
+        comparisons([made_cell("current A", "s", NOISY, [1, 1]), other])
+    with pytest.raises(UserError, match="different episodes"):
+        rates([made_cell("none", "t", CLEAR, [1, 1]), other])
+
+
+def test_a_cell_is_read_as_it_was_written(tmp_path):
+    cells = [
+        made_cell("current A", "s0", NOISY, [1, 0]),
+        made_cell("none", "", Condition("pick_place_marked", True, None), [0, 0, 1]),
+    ]
+    (tmp_path / CELLS).write_text("".join(cell.to_json() + "\n" for cell in cells))
+    for ours, theirs in zip(cells, read_cells(tmp_path / CELLS), strict=True):
+        assert ours.key == theirs.key
+        assert ours.outcomes == theirs.outcomes
+
+
+def test_damaged_cells_are_named_by_line(tmp_path):
+    good = json.loads(made_cell("none", "", CLEAR, [1, 0]).to_json())
+    damages = [
+        {"seed": [1]},
+        {"seed": [], "success": [], "picked": [], "mistaken": [], "steps": []},
+        {"quality": "good"},
+        {"task": 3},
+        {"occluded": "no"},
+        {"arm": None},
+        {"steps": None},
+        {"success": ["x", 1]},
+    ]
+    lines = [json.dumps({**good, **damage}) for damage in damages]
+    lines += ["", "[]", "3", json.dumps(good)[:-9], "\x00"]
+    for line in lines:
+        (tmp_path / CELLS).write_text(json.dumps(good) + "\n" + line + "\n", "utf-8")
+        with pytest.raises(UserError, match=f"{CELLS}:2: not a cell"):
+            read_cells(tmp_path / CELLS)
+
+
+def settings(**changes):
+    config = {
+        "episodes": 4,
+        "scene": "planar",
+        "at_a_time": 2,
+        "shown": 1,
+        "baselines": ["expert", "random"],
+    }
+    return resolve(MatrixConfig, flags={**config, **changes})
+
+
+def open_matrix(directory, resume=False, **changes):
+    return Run.open(
+        "maniflow_overlay",
+        MatrixConfig,
+        settings(**changes),
+        directory=directory,
+        resume=resume,
+        quiet=True,
+    )
+
+
+def test_a_matrix_that_was_stopped_goes_on_with_the_cells_that_are_missing(tmp_path, monkeypatch):
+    from maniflow_overlay.evaluation import run as module
+
+    with open_matrix(tmp_path / "whole") as run:
+        play_matrix(run.config, run)
+    played = []
+    original = module.run_cell
+
+    def counted(actor, *rest, **named):
+        if len(played) == 3 and "stop" not in played:
+            played.append("stop")
+            raise UserError("stopped")
+        played.append(actor.name)
+        return original(actor, *rest, **named)
+
+    monkeypatch.setattr(module, "run_cell", counted)
+    with pytest.raises(UserError, match="stopped"), open_matrix(tmp_path / "cut") as run:
+        play_matrix(run.config, run)
+    with open_matrix(tmp_path / "cut", resume=True) as run:
+        play_matrix(run.config, run)
+    assert played == ["expert", "expert", "random", "stop", "random"]
+    whole, cut = (tmp_path / name / FOLDER / CELLS for name in ("whole", "cut"))
+    assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_the_page_shows_every_rate_and_a_film_of_each_cell(tmp_path):
+    with open_matrix(tmp_path / "m", tasks=["pick_place", "pick_place_marked"]) as run:
+        play_matrix(run.config, run)
+    page = write_page(tmp_path / "m").read_text(encoding="utf-8")
+    assert page.count(">100 % [51, 100]<") == 4
+    assert page.count(">0 % [0, 49]<") == 4
+    assert page.count("data:image/png") == 8
+    summary = json.loads((tmp_path / "m" / FOLDER / "matrix.json").read_text("utf-8"))
+    assert len(summary["rates"]) == 8
+    films = sorted((tmp_path / "m" / FOLDER / "rollouts").glob("*.webp"))
+    assert len(films) == 8
+    cells = read_cells(tmp_path / "m" / FOLDER / CELLS)
+    steps = next(cell.outcomes[0].steps for cell in cells if cell.arm == "random")
+    with Image.open(next(film for film in films if "random" in film.name)) as film:
+        assert film.n_frames == steps + 1
+
+
+def test_a_film_of_an_occluded_episode_shows_the_table_below():
+    film = Film({2})
+    play(Expert(), [Planar()], [2, 3], replace(CLEAR, occluded=True), watch=film.watch)
+    last = film.frames(2)[-1]
+    top, bottom = np.split(last, 2)
+    plain = Film({2})
+    play(Expert(), [Planar()], [2], CLEAR, watch=plain.watch)
+    np.testing.assert_array_equal(bottom, plain.frames(2)[-1])
+    assert (top != bottom).mean() > 0.5
+
+
+def test_an_arm_without_a_path_stands_in_every_quality_of_the_table():
+    cells = [
+        made_cell("none", "s", CLEAR, [1, 0]),
+        made_cell("current A", "s", NOISY, [1, 1]),
+        made_cell("current A", "s", replace(NOISY, quality="perfect"), [0, 0]),
+    ]
+    columns = [NOISY, replace(NOISY, quality="perfect"), replace(NOISY, occluded=True)]
+    table = rate_table(rates(cells), columns)
+    assert table[0][1] == table[0][2] == "50 % [9, 91]"
+    assert table[1][1] == "100 % [34, 100]"
+    assert table[1][3] is table[0][3] is None
+
+
+def test_evaluation_may_not_reach_into_the_layouts_of_training():
+    with pytest.raises(UserError, match="reach into those"):
+        resolve(MatrixConfig, flags={"seed": 999_900, "episodes": 200})
+    with pytest.raises(UserError, match="nobody acts"):
+        play_matrix(settings(baselines=[]).config, None)

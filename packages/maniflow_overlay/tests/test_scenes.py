@@ -1,0 +1,271 @@
+"""The simulated table: geometry, physics as far as the task needs it, and the expert."""
+
+import cv2
+import numpy as np
+import pytest
+from loom.errors import UserError
+from maniflow_overlay.sim import graphics, planar, scene, tabletop
+from maniflow_overlay.sim.camera import TableCamera
+from maniflow_overlay.sim.choice import chosen_scene, make_scene
+from maniflow_overlay.sim.expert import expert, stations
+from maniflow_overlay.sim.scene import (
+    APART_M,
+    BLOCK_HALF_M,
+    CURTAIN_STEPS,
+    GRIPPER,
+    REACH_M,
+    STEP_M,
+    STEPS,
+    carried,
+    draw_layout,
+    hidden,
+    project_relative,
+    success,
+    vector_of,
+)
+
+mujoco_draws = pytest.mark.skipif(graphics.missing() is not None, reason=str(graphics.missing()))
+NAMES = [pytest.param("tabletop", marks=mujoco_draws), "planar"]
+
+
+@pytest.fixture(params=NAMES)
+def table(request):
+    made = make_scene(request.param)
+    yield made
+    made.close()
+
+
+def play(table, act, seed, **variant):
+    table.reset(seed, **variant)
+    while table.steps < STEPS and not success(table):
+        table.step(act(table))
+    return success(table)
+
+
+def coloured(picture, colour):
+    """Mask of the pixels whose hue is that of a colour, whatever the light."""
+    sample = np.uint8([[np.round(np.array(colour) * 255)]])
+    hue = int(cv2.cvtColor(sample, cv2.COLOR_RGB2HSV)[0, 0, 0])
+    seen = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)
+    return (np.abs(seen[..., 0].astype(int) - hue) < 8) & (seen[..., 1] > 120)
+
+
+def test_a_camera_that_looks_down_sees_points_where_a_pinhole_puts_them():
+    camera = TableCamera(200, 100, (0.1, 0.2, 2.0), (0.1, 0.2 + 1e-9, 0.0), fovy_deg=90.0)
+    focal = 50  # 100 pixels high, 90 degrees: half the height over tan(45)
+    x, y, z = 0.4, -0.1, 0.5
+    pixel = project_relative([[x, y, z]], camera)[0] * [200, 100]
+    expected = [100 + focal * (x - 0.1) / (2 - z), 50 - focal * (y - 0.2) / (2 - z)]
+    np.testing.assert_allclose(pixel, expected, atol=1e-5)
+
+
+def test_the_camera_aims_at_its_target_and_keeps_the_horizon_level():
+    camera = TableCamera(96, 64)
+    np.testing.assert_allclose(project_relative([camera.target_m], camera), [[0.5, 0.5]])
+    left, right = project_relative([[-0.1, 0.0, 0.0], [0.1, 0.0, 0.0]], camera)
+    assert left[1] == pytest.approx(right[1])
+    assert left[0] < 0.5 < right[0]
+
+
+@mujoco_draws
+def test_mujoco_draws_a_block_where_the_camera_projects_its_corners():
+    table = tabletop.Tabletop(TableCamera(240, 240))
+    signs = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+    for seed in range(4):
+        table.reset(seed)
+        table._data.joint("hand").qpos[:3] = (0.9, 0.9, 0.5)  # out of the way
+        table.picture()
+        table._renderer.enable_segmentation_rendering()
+        table._renderer.update_scene(table._data, "table")
+        ids = table._renderer.render()[..., 0]
+        table._renderer.disable_segmentation_rendering()
+        for number, middle in enumerate(table.blocks_m):
+            mask = ids == table._model.geom(f"block{number}").id
+            rows, columns = np.nonzero(mask)
+            seen = project_relative(middle + signs * BLOCK_HALF_M, table.camera) * 240
+            found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            np.testing.assert_allclose(found, [*seen.min(0), *seen.max(0)], atol=1.0)
+    table.close()
+
+
+def test_a_marked_block_is_painted_around_its_projection(table):
+    checked = 0
+    for seed in range(12):
+        seen = coloured(table.reset(seed, marked=True).rgb, tabletop.colours.MARKED_BLOCK)
+        rows, columns = np.nonzero(seen)
+        block = table.blocks_m[table.layout.target]
+        expected, goal = project_relative([block, [*table.layout.goal, 0]], table.camera) * 128
+        hidden_by_hand = np.linalg.norm(table.tip_m[:2] - block[:2]) < 0.12
+        if hidden_by_hand or np.linalg.norm(goal - expected) < 20:
+            continue
+        near_block = np.hypot(columns - expected[0], rows - expected[1]) < 9
+        middle = [columns[near_block].mean() + 0.5, rows[near_block].mean() + 0.5]
+        np.testing.assert_allclose(middle, expected, atol=1.5)
+        checked += 1
+    assert checked >= 4
+
+
+def test_a_layout_keeps_everything_apart_and_within_reach():
+    targets = set()
+    for seed in range(200):
+        layout = draw_layout(seed)
+        places = np.vstack([layout.blocks, layout.goal])
+        assert np.abs(places).max() <= REACH_M
+        for first in range(4):
+            for second in range(first):
+                assert np.linalg.norm(places[first] - places[second]) >= APART_M
+        assert CURTAIN_STEPS[0] <= layout.curtain_step <= CURTAIN_STEPS[1]
+        targets.add(layout.target)
+    assert targets == {0, 1, 2}
+
+
+def test_variants_of_a_seed_differ_only_in_what_is_seen(table):
+    layouts = []
+    for occluded in (False, True):
+        for marked in (False, True):
+            table.reset(7, occluded=occluded, marked=marked)
+            layouts.append((table.blocks_m.tobytes(), table.tip_m.tobytes()))
+    assert len(set(layouts)) == 1
+
+
+def test_an_unmarked_picture_does_not_tell_block_or_goal(table, monkeypatch):
+    before = table.reset(3).rgb
+    layout = draw_layout(3)
+    other = layout._replace(target=(layout.target + 1) % 3, goal=-layout.goal)
+    for module in (tabletop, planar):
+        monkeypatch.setattr(module, "draw_layout", lambda seed: other)
+    np.testing.assert_array_equal(table.reset(3).rgb, before)
+    assert (table.reset(3, marked=True).rgb != before).any()
+
+
+def test_the_curtain_hides_every_block_from_its_step_on(table):
+    for seed in range(12):
+        picture = table.reset(seed, occluded=True).rgb
+        for step in range(8):
+            seen = coloured(picture, tabletop.colours.BLOCK).sum()
+            assert hidden(table) == (step >= table.layout.curtain_step)
+            assert (seen == 0) if hidden(table) else (seen > 50)
+            picture = table.step(expert(table)).rgb
+    table.reset(0)
+    for _ in range(8):
+        assert not hidden(table)
+        table.step(expert(table))
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_the_expert_succeeds(table, marked):
+    done = [play(table, expert, seed, occluded=seed % 2 == 1, marked=marked) for seed in range(25)]
+    assert sum(done) >= 24
+
+
+def test_without_closing_the_gripper_nothing_is_moved(table):
+    def open_handed(table):
+        action = expert(table)
+        action[GRIPPER] = 1.0
+        return action
+
+    assert sum(play(table, open_handed, seed) for seed in range(12)) <= 1
+
+
+def test_random_actions_do_not_solve_it(table):
+    rng = np.random.default_rng(0)
+
+    def random(table):
+        return vector_of(rng.uniform([-0.2, -0.2, 0], [0.2, 0.2, 0.2]), rng.integers(2))
+
+    assert sum(play(table, random, seed) for seed in range(10)) == 0
+
+
+def test_an_episode_repeats_to_the_byte_whatever_was_played_before(table):
+    def record():
+        first = table.reset(11, occluded=True)
+        frames = [first.rgb.tobytes(), first.state.tobytes()]
+        for _ in range(14):
+            seen = table.step(expert(table))
+            frames += [seen.rgb.tobytes(), seen.state.tobytes()]
+        return frames
+
+    before = record()
+    play(table, expert, 5, marked=True)
+    assert record() == before
+    other = make_scene("planar" if isinstance(table, planar.Planar) else "tabletop")
+    table.close()
+    table = other
+    assert record() == before
+    other.close()
+
+
+def test_a_step_is_bounded_and_stays_on_the_table(table):
+    table.reset(2)
+    before = table.tip_m
+    table.step(vector_of(before + [1.0, -1.0, 1.0], 1.0))
+    assert np.linalg.norm(table.tip_m - before) < STEP_M + 0.002
+    for _ in range(20):
+        table.step(vector_of(np.array([9.0, 9.0, -9.0]), 1.0))
+    assert np.abs(table.tip_m[:2]).max() < REACH_M + 0.03
+    assert table.tip_m[2] > 0
+
+
+def test_actions_that_are_no_vector_are_refused(table):
+    table.reset(0)
+    for action in (np.zeros(7), np.full(14, np.nan)):
+        with pytest.raises(ValueError, match="finite"):
+            table.step(action)
+
+
+def test_a_held_block_follows_the_gripper_and_falls_when_let_go(table):
+    table.reset(4)
+    while carried(table) is None or table.tip_m[2] < 0.09:
+        table.step(expert(table))
+    target = table.layout.target
+    assert carried(table) == target
+    assert table.blocks_m[target][2] > 0.07
+    table.step(vector_of(table.tip_m, 1.0))
+    table.step(vector_of(table.tip_m, 1.0))
+    assert carried(table) is None
+    assert table.blocks_m[target][2] < 0.04
+
+
+def test_stations_end_at_the_goal_from_every_state_of_an_episode(table):
+    table.reset(9)
+    while not success(table):
+        way = stations(table)
+        closing = [station for station in way if station.opening == 0]
+        np.testing.assert_allclose(way[-1].tip_m[:2], table.layout.goal)
+        np.testing.assert_allclose(way[-2].tip_m, [*table.layout.goal, BLOCK_HALF_M])
+        if carried(table) is None:
+            block = table.blocks_m[table.layout.target]
+            np.testing.assert_allclose(closing[0].tip_m[:2], block[:2])
+        table.step(expert(table))
+    assert stations(table)[-1].opening == 1
+
+
+def test_planar_is_taken_where_mujoco_cannot_draw(monkeypatch):
+    monkeypatch.setattr(graphics, "find_library", lambda name: None)
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    graphics.missing.cache_clear()
+    said = []
+    try:
+        assert chosen_scene("auto", said.append) == "planar"
+        with pytest.raises(UserError, match="neither EGL nor OSMesa") as caught:
+            tabletop.Tabletop()
+        assert "libegl-mesa0" in caught.value.hint
+    finally:
+        graphics.missing.cache_clear()
+    assert "libegl1" in said[0]
+    with pytest.raises(UserError, match="'2d'"):
+        chosen_scene("2d", said.append)
+
+
+def test_success_needs_the_right_block_on_the_goal_and_an_open_gripper(table):
+    assert play(table, expert, 1)
+    layout = table.layout
+    for changed in (
+        layout._replace(target=(layout.target + 1) % 3),
+        layout._replace(goal=layout.goal + [scene.GOAL_RADIUS_M * 2, 0]),
+    ):
+        table.layout = changed
+        assert not success(table)
+    table.layout = layout
+    table._opening = 0.0
+    assert not success(table)

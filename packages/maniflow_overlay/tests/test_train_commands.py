@@ -1,0 +1,200 @@
+"""`train`, `status` and `report` as they are typed; what a log shows while a run is at work."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from loom.config import resolve
+from loom.errors import UserError
+from maniflow_overlay import embedded
+from maniflow_overlay.cli import app
+from maniflow_overlay.config import TrainConfig
+from maniflow_overlay.watchdog import STACKS, Watchdog
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parent))
+from teachable_store import make_teachable
+
+SHORT = ("--steps", "6", "--batch-size", "8", "log_every=1", "val_every=3", "checkpoint_every=3")
+
+
+def command(*arguments: str | Path):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return make_teachable(tmp_path_factory.mktemp("store"), episodes=6)
+
+
+@pytest.fixture(scope="module")
+def trained(store, tmp_path_factory) -> tuple[Path, str]:
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("run") / "run"
+    done = command("train", "--store", store, "--mode", "current", *SHORT, "--run-dir", run)
+    assert done.exit_code == 0, done.output
+    return run, done.stdout
+
+
+def test_a_training_says_what_it_does_and_ends_with_a_table_and_a_report(trained):
+    run, said = trained
+    assert "55 windows to train on, 11 of 1 episodes kept back" in said
+    assert re.search(r"tiny, current, overlay: \d{3},\d{3} parameters on \w+ in \w+; 6 steps", said)
+    table = said[said.index("action_mse  action_mae") :]
+    for row in ("policy", "mean_action", "hold_position"):
+        assert re.search(rf"^{row} +[\d.e-]+ +[\d.e-]+$", table, re.MULTILINE), table
+    assert f"report: {run / 'report.html'}" in said
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Open-loop validation" in page
+    assert "hold_position (baseline)" in page
+    assert page.count("<figcaption>current, as in use") == 4
+    assert page.count("<figcaption>current, varied") == 4
+    assert "action dimension 2" not in said  # it stands still: not scaled, so nothing to warn of
+
+
+def test_status_reads_a_run_from_its_directory(trained, tmp_path):
+    run, _ = trained
+    done = command("status", run)
+    assert done.exit_code == 0
+    assert done.stdout.startswith("finished, step 6 of 6")
+    assert "metric/action_mse" not in done.stdout.split(",")[0]
+    assert json.loads(command("status", run, "--json").stdout)["state"] == "finished"
+    assert command("status", tmp_path).exit_code == 2
+
+
+def test_a_report_is_written_again_and_says_what_it_left_out(trained, tmp_path):
+    run, _ = trained
+    page = run / "report.html"
+    page.unlink()
+    assert command("report", run).exit_code == 0
+    assert page.is_file()
+    assert command("report", tmp_path / "absent").exit_code == 2
+
+
+def test_without_a_store_made_up_episodes_are_written_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(embedded, "EPISODES", 3)
+    arguments = ("train", "--steps", "1", "--batch-size", "4")
+    first = command(*arguments)
+    assert first.exit_code == 0, first.output
+    assert "writing 3 made-up episodes" in first.stdout
+    second = command(*arguments)
+    assert "writing" not in second.stdout
+    assert (tmp_path / "runs/maniflow_overlay/policy-2/report.html").is_file()
+
+
+def test_wrong_settings_are_refused_in_a_sentence(store, tmp_path):
+    cases = {
+        "preset": ("--preset", "huge"),
+        "add up to 1.25": ("flow_batch_ratio=1.0",),
+        "no sample for consistency": ("--batch-size", "3"),
+        "preset tiny has no ResNet-18": ("encoder_weights=model.pt",),
+        "worker processes are slower": ("num_workers=8",),
+        "its teacher": ("use_ema=true",),
+        "behind the horizon": ("horizon=4", "n_action_steps=5"),
+        "no such file of encoder weights": ("--preset", "spatial", "encoder_weights=absent.pt"),
+    }
+    for complaint, extra in cases.items():
+        done = command("train", "--store", store, *SHORT, "--run-dir", tmp_path / "run", *extra)
+        assert done.exit_code == 2, (complaint, done.output)
+        assert complaint in done.stderr, (complaint, done.stderr)
+        assert "hint: " in done.stderr, complaint
+    done = command("train", "--store", tmp_path / "absent", "--run-dir", tmp_path / "other")
+    assert done.exit_code == 2
+    assert "absent" in done.stderr
+
+
+def test_settings_have_the_notes_values_where_the_notes_have_them():
+    config = resolve(TrainConfig, None, ["preset=parity", "num_epochs=501"]).config
+    assert (config.batch_size, config.seed, config.n_obs_steps) == (64, 0, 2)
+    assert (config.flow_batch_ratio, config.consistency_batch_ratio) == (0.75, 0.25)
+    assert config.num_inference_steps == 10
+    assert (config.betas, config.weight_decay, config.size.lr) == ((0.9, 0.95), 1e-3, 1e-4)
+    assert config.size.horizon == 16
+    assert config.total_steps(17_057) == 501 * 267
+    assert config.learning_rate(501 * 267).warmup == 500
+    with pytest.raises(UserError, match="was removed"):
+        resolve(TrainConfig, None, ["persistent_workers=false"])
+
+
+# While a run is at work ---------------------------------------------------------------------------
+
+
+def test_a_step_that_does_not_end_is_spoken_of_and_leaves_all_stacks(tmp_path):
+    said: list[str] = []
+    warned: list[str] = []
+
+    def stuck_in_this_very_place(watchdog: Watchdog) -> None:
+        deadline = time.monotonic() + 5
+        while not (warned and len(said) >= 2) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        watchdog.step_ended(8)
+
+    with Watchdog(tmp_path, said.append, warned.append, limit_s=0.3, speak_s=0.1) as watchdog:
+        watchdog.step_ended(7)
+        stuck_in_this_very_place(watchdog)
+    assert "since step 7 ended" in said[0]
+    assert len(warned) == 1
+    assert str(tmp_path / STACKS) in warned[0]
+    stacks = (tmp_path / STACKS).read_text(encoding="utf-8")
+    assert "stuck_in_this_very_place" in stacks
+    assert "after step 7" in stacks
+
+
+def test_a_run_whose_steps_end_is_left_in_peace(tmp_path):
+    said: list[str] = []
+    with Watchdog(tmp_path, said.append, said.append, limit_s=0.5, speak_s=0.4) as watchdog:
+        for step in range(30):
+            time.sleep(0.02)
+            watchdog.step_ended(step)
+    assert said == []
+    assert not (tmp_path / STACKS).exists()
+
+
+@pytest.mark.slow
+def test_a_run_in_a_pipe_prints_a_line_every_ten_seconds_and_another_process_reads_it(
+    store, tmp_path
+):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "maniflow_overlay", "train", "--store", str(store), "--steps",
+            "1000000", "--run-dir", str(run), "checkpoint_every=1000000", "val_every=1000000",
+        ],
+        stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    descriptor, content, times, seen = process.stdout.fileno(), b"", [], []
+    began = time.monotonic()
+    try:
+        while time.monotonic() - began < 50:
+            if select.select([descriptor], [], [], 0.5)[0]:
+                content += os.read(descriptor, 65536)
+                times.append(time.monotonic())
+            if len(times) > 3:
+                status = json.loads(command("status", run, "--json").stdout)
+                seen.append((status["state"], status.get("step"), status["heartbeat"]))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=120)
+    assert max(b - a for a, b in zip(times[:-1], times[1:], strict=True)) < 12.0
+    lines = (content + rest).decode().splitlines()
+    assert b"\r" not in content
+    assert sum(line.startswith("(maniflow_overlay) [") for line in lines) >= 4
+    states, steps, beats = zip(*seen, strict=True)
+    assert set(states) == {"running"}
+    assert sorted(beats) == list(beats)
+    assert len(set(steps)) > 3
+    done = command("status", run)
+    assert done.stdout.startswith("stopped, step")
+    assert "SIGTERM" in done.stdout

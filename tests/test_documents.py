@@ -1,0 +1,113 @@
+"""What the documents print is there: commands parse, files that are linked exist."""
+
+import re
+import shlex
+import tomllib
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("packages/*/README.md"), *ROOT.glob("docs/*.md")]
+)
+DOCUMENTS += [ROOT / "benchmarks" / "README.md"]
+OURS = {
+    tomllib.loads(path.read_text(encoding="utf-8"))["project"]["name"]
+    for path in ROOT.glob("packages/*/pyproject.toml")
+}
+
+_BLOCK = re.compile(r"^```(?:bash|sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"`([^`\n]+)`")
+_LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+@cache
+def applications() -> dict[str, object]:
+    """Return the command of every installed package of ours by the name that a user types."""
+    return {
+        point.name: get_command(import_module(point.module).app)
+        for point in entry_points(group="console_scripts")
+        if point.dist is not None and point.dist.name in OURS
+    }
+
+
+def written(text: str) -> list[str]:
+    """Return every command of ours in a document: whole lines of blocks, and code in sentences."""
+    lines = [
+        line for block in _BLOCK.findall(text) for line in block.replace("\\\n", " ").split("\n")
+    ]
+    lines += _CODE.findall(_BLOCK.sub("", text))
+    found = []
+    for line in lines:
+        for part in re.split(r"&&|\\?\|", line.split(" #")[0]):
+            words = part.strip().removeprefix("uv run ").strip()
+            words = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", words)  # VARIABLE=value command
+            if words.split(" ")[0] in applications() and " " in words:
+                found.append(words)
+    return found
+
+
+def parse(command: str) -> None:
+    """Parse a command as its application would, and run nothing.
+
+    A word such as `[FOLDER]`, `...` or `KEY=VALUE` stands for what a user gives.
+    """
+    name, *words = shlex.split(command)
+    words = [word.strip("[]").replace("...", "") or "x" for word in words]
+    current, context = applications()[name], None
+    while hasattr(current, "get_command"):
+        context = current.make_context(name, ["--help"], parent=context, resilient_parsing=True)
+        if not words:
+            return
+        name = words.pop(0)
+        below = current.get_command(context, name)
+        assert below is not None, f"{command}: there is no command {name!r}"
+        current = below
+    options = {option for each in current.params for option in [*each.opts, *each.secondary_opts]}
+    known = options | {"--help", "-h", "--debug", "--version"}
+    for word in words:
+        if word.startswith("--"):
+            assert word.split("=")[0] in known, f"{command}: there is no option {word}"
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=shown)
+def test_every_command_that_is_printed_exists_with_its_options(document):
+    for command in written(document.read_text(encoding="utf-8")):
+        parse(command)
+
+
+def test_commands_are_found_and_wrong_ones_are_noticed():
+    text = (
+        "`loom runs` and `runs/loom x`\n```bash\nuv run loom doctor --json  # words\n"
+        "LOOM_ISA=avx2 loom watch RUN && ls\n```\n"
+    )
+    assert written(text) == ["loom doctor --json", "loom watch RUN", "loom runs"]
+    parse("loom ext build")
+    with pytest.raises(AssertionError, match="no command 'fly'"):
+        parse("loom fly")
+    with pytest.raises(AssertionError, match="no option --wings"):
+        parse("loom runs FOLDER --wings 2")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=shown)
+def test_every_file_that_is_linked_exists(document):
+    for target in _LINK.findall(document.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (document.parent / target).exists(), f"{shown(document)}: {target} is not there"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=shown)
+def test_every_script_that_is_named_exists(document):
+    named = re.findall(
+        r"\b((?:benchmarks|scripts)/\w+\.py)\b", document.read_text(encoding="utf-8")
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
