@@ -54,10 +54,11 @@ def main(command, *rest):
     if command == "train":
         train(Path(rest[rest.index("--run-dir") + 1]))
     elif command == "boundaries":
-        Path(rest[1], "boundary_eval.json").write_text(json.dumps({"judgements": []}))
+        Path(rest[1], "evaluation").mkdir(exist_ok=True)
+        Path(rest[1], "evaluation", "boundary_eval.json").write_text(json.dumps({"judgements": []}))
     elif command == "report":
         for name in ("grid", "internal", "fired"):
-            Path(rest[0], f"boundary_{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+            Path(rest[0], "evaluation", f"boundary_{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
 
 
 main(*sys.argv[1:])
