@@ -399,3 +399,12 @@ def test_a_sweep_says_how_short_it_is_where_nothing_is_asked(here, monkeypatch):
     done = pinpad("sweep")
     assert "short by default (wm_only=true updates=" in done.output
     assert command._processors() >= 1
+
+
+def test_the_demo_is_a_sweep_of_two_models_in_a_log_root_of_its_own(here):
+    done = pinpad("demo")
+    assert done.exit_code == 0, done.output
+    (root,) = here.glob("logdir/demo_*")
+    assert states(root) == {"rssm_seed0": ("done", "draw"), "vta_seed0": ("done", "draw")}
+    assert "CPU-seconds in all" in done.output
+    assert (root / "report.html").is_file()
