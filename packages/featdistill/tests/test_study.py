@@ -99,4 +99,4 @@ def test_a_study_of_one_seed_trains_every_condition(tiny, command, tmp_path):
     assert all(row["psnr_db"][0] > 5 for row in rows)
     again = command("study", *tiny.settings[1:], "--root", root, "--seeds", "1", "--resume")
     assert again.code == 0
-    assert "started" not in again.out
+    assert ".seed-1: started" not in again.out
