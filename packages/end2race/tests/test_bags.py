@@ -244,7 +244,8 @@ def test_a_bag_that_points_out_of_itself_is_refused(tmp_path):
     path = Recording("ros1").write(tmp_path)
     whole = path.read_bytes()
     place = whole.index(b"chunk_pos=") + len(b"chunk_pos=")
-    path.write_bytes(whole[:place] + b"\xff" * 8 + whole[place + 8 :])
+    far = b"\xff" * 7 + b"\x7f"
+    path.write_bytes(whole[:place] + far + whole[place + 8 :])
     refused = run("--src", path, "--out", tmp_path / "o", "--lidar-topic", "/points", code=2)
     assert "cannot be read as a recording" in refused
 
