@@ -99,7 +99,7 @@ def _largest(products: np.ndarray, rows: np.ndarray, similarity: np.ndarray) -> 
     candidates = np.flatnonzero(products >= bound[:, None])
     row, column = np.divmod(candidates, n)
     value = products.ravel()[candidates]
-    order = np.lexsort((column, -value, row))
+    order = np.lexsort((-value, row))  # stable, so equal values stay in the order of columns
     row, column, value = row[order], column[order], value[order]
     first = np.searchsorted(row, np.arange(len(products)))
     place = np.arange(len(row)) - first[row]
