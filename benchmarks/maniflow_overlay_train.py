@@ -257,7 +257,7 @@ def main() -> None:
     print(f"{'preset':>8} {'':>5} {'batch':>6} {'':>22} {'ms a step':>10} {'times':>6}")
     with tempfile.TemporaryDirectory() as folder:
         for preset in options.presets.split(","):
-            measure(preset, 64 if preset == "tiny" else 2, "cpu", options.repeats, Path(folder))
+            measure(preset, 64 if preset == "tiny" else 4, "cpu", options.repeats, Path(folder))
             if torch.cuda.is_available():
                 measure(preset, 64, "cuda", options.repeats, Path(folder))
 
