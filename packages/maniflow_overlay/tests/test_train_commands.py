@@ -103,15 +103,15 @@ def test_a_report_is_written_again_and_says_what_it_left_out(trained, tmp_path):
         assert "open_loop.json" in done.stderr
 
 
-def test_without_a_store_made_up_episodes_are_written_once(tmp_path, monkeypatch):
+def test_without_a_store_simulated_episodes_are_recorded_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(embedded, "EPISODES", 3)
     arguments = ("train", "--steps", "1", "--batch-size", "4")
     first = command(*arguments)
     assert first.exit_code == 0, first.output
-    assert "writing 3 made-up episodes" in first.stdout
+    assert "recording 3 episodes" in first.stdout
     second = command(*arguments)
-    assert "writing" not in second.stdout
+    assert "recording" not in second.stdout
     assert (tmp_path / "runs/maniflow_overlay/policy-2/report.html").is_file()
 
 

@@ -12,6 +12,7 @@ from pinpad.data.collect import collect, write_new
 from pinpad.data.episodes import read_episode
 from pinpad.data.planted import planted_episodes
 from pinpad.data.players import parse_mix
+from pinpad.models.frames import begin_with, frame_decoder, frame_encoder
 from pinpad.models.rssm import RssmSettings
 from pinpad.models.vta import Vta, VtaSettings
 from pinpad.models.world import Seen, WorldModel, squared_error
@@ -72,6 +73,37 @@ def test_a_fresh_decoder_predicts_the_mean_frame_and_the_encoder_sees_deviations
     torch.testing.assert_close(
         model.embed(windows.frame), model.encoder((windows.frame - mean) / (std + 0.1))
     )
+
+
+@pytest.mark.parametrize("side", [8, 16, 64])
+def test_convolutions_see_a_frame_as_it_was_flattened_and_draw_one_back(side):
+    torch.manual_seed(0)
+    pixels = side * side * 3
+    encoder, width = frame_encoder(pixels, 0, depth=4)
+    decoder = frame_decoder(6, pixels, 0, depth=4)
+    frame = torch.rand(2, 3, pixels, requires_grad=True)
+    embedding = encoder(frame)
+    assert embedding.shape == (2, 3, width)
+    assert decoder(torch.randn(2, 3, 6)).shape == frame.shape
+    image = frame.unflatten(-1, (side, side, 3)).movedim(-1, -3)
+    for i, j in ((0, 0), (1, 2)):
+        torch.testing.assert_close(encoder.layers(image[i, j][None])[0].flatten(), embedding[i, j])
+    # A pixel of the upper left corner reaches only the upper left of the first layer.
+    first = encoder.layers[0](image[0])
+    (gradient,) = torch.autograd.grad(first[:, :, 0, 0].sum(), frame)
+    reached = gradient[0, 0].reshape(side, side, 3).abs().sum(-1) > 0
+    assert reached[:3, :3].all()
+    assert reached.sum() == 9
+    begin_with(decoder, torch.full((pixels,), 0.25))
+    for parameter in decoder.layers.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.testing.assert_close(decoder(torch.zeros(1, 6)).sigmoid(), torch.full((1, pixels), 0.25))
+
+
+@pytest.mark.parametrize("pixels", [12, 7 * 7 * 3, 24 * 24 * 3, 4 * 4 * 3])
+def test_convolutions_refuse_frames_that_do_not_halve(pixels):
+    with pytest.raises(ValueError, match="not square with a side of"):
+        frame_encoder(pixels, 0, depth=4)
 
 
 def test_the_squared_error_is_summed_over_pixels():
@@ -159,7 +191,7 @@ def test_episodes_of_another_size_are_refused(here):
     [
         ("task=pinpad_nine", "pinpad_nine"),
         ("dynamics_type=gru", "dynamics_type"),
-        ("vta_boundary_scale=0.5", "vta_boundary_rate is 0"),
+        ("vta_boundary_rate=0", "vta_boundary_rate is 0"),
         ("vta_boundry_temp=2", "did you mean"),
         ("compile=true", "nothing is compiled"),
     ],

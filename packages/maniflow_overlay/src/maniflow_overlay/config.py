@@ -72,7 +72,8 @@ class TrainConfig(Config):
     name: str = "policy"
     seed: int = Field(0, ge=0)
     store: Path | None = Field(
-        None, description="folder of a frame store; null: made-up episodes, written once"
+        None,
+        description="folder of a frame store; null: episodes of the simulated table, recorded once",
     )
     preset: PresetName = "tiny"
     mode: Mode = Field("initial_current", description="on which pictures the path is seen")

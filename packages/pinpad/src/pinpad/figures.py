@@ -35,7 +35,10 @@ Array = np.ndarray
 
 EVENT = "sequence_append"
 """The true event beside which boundaries are shown."""
-GRID, INTERNAL, FIRED = "boundary_grid.png", "boundary_internal.png", "boundary_fired.png"
+GRID = "evaluation/boundary_grid.png"
+INTERNAL = "evaluation/boundary_internal.png"
+FIRED = "evaluation/boundary_fired.png"
+"""In a run's directory."""
 STRIP_FRAMES, FIRED_FRAMES, IN_ROW, SIDE = 20, 40, 10, 80
 
 
@@ -93,7 +96,7 @@ def draw_run(run: Path, number: int | None = None) -> list[Path]:
         "boundaries": np.flatnonzero(traced.boundary).tolist(),
         "events": {EVENT: np.flatnonzero(traced.event).tolist()},
     }
-    write_json(run / "boundary_figures.json", shown)
+    write_json(run / "evaluation" / "boundary_figures.json", shown)
     return [run / name for name in pictures]
 
 
@@ -184,7 +187,7 @@ def draw_fired(traced: Traced) -> Array:
 
 
 def _returns(page: Report, run: Path) -> None:
-    if not (run / "evaluation").is_dir():
+    if not (run / "evaluation" / "returns.json").is_file():
         return
     from pinpad import returns
 

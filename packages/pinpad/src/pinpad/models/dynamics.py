@@ -103,6 +103,28 @@ class Dynamics(Protocol[S]):
         ...
 
 
+class Beginnings(NamedTuple):
+    """Where the episodes of windows begin.
+
+    Attributes:
+        first: (t, b) bool; the first frame of each window counts.
+        anywhere: For each step, whether an episode begins in any window.
+        action: (t, b, a) nothing where an episode begins: no action led there.
+    """
+
+    first: Tensor
+    anywhere: list[bool]
+    action: Tensor
+
+
+def beginnings(is_first: Tensor, action: Tensor) -> Beginnings:
+    """Return where the episodes of windows (t, b) begin, with their actions (t, b, a)."""
+    first = is_first.clone()
+    first[0] = True
+    nothing = torch.zeros_like(action)
+    return Beginnings(first, first.any(1).tolist(), torch.where(first[..., None], nothing, action))
+
+
 def begun(state: S, first: Tensor) -> S:
     """Return a state with zeros where an episode begins (b,)."""
     parts = cast(Sequence[Tensor], state)
