@@ -253,13 +253,16 @@ def preview(
     root: RootOption = None,
     split: SplitOption = None,
     frame: FrameOption = "0",
+    depth_aware: Annotated[
+        bool, typer.Option("--depth-aware", help="Also the panorama from one centre, from depth.")
+    ] = False,
     output: OutputOption = Path("previews"),
 ) -> None:
     """Write panoramas, ranges, masks and camera indices of one time as PNG and npy."""
     from coopcyl.commands import Request, run_preview
 
     request = Request(config, overrides, root, split)
-    typer.echo(run_preview(request, frame=frame, output=output))
+    typer.echo(run_preview(request, frame=frame, output=output, depth_aware=depth_aware))
 
 
 @app.command()
