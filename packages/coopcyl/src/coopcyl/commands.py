@@ -68,11 +68,11 @@ def run_preview(request: Request, *, frame: str, output: Path, depth_aware: bool
     return f"{len(written)} files of {chosen.scenario}/{chosen.time} in {output}"
 
 
-def run_viz(request: Request, *, frame: str, output: Path) -> str:
+def run_viz(request: Request, *, frame: str, output: Path, rerun: bool) -> str:
     """Write the page of one time; return what was done."""
     settings, tree = request.open()
     chosen = looking.choose_frame(tree, frame)
-    page = looking.viz(chosen, settings.reader(), output)
+    page = looking.viz(chosen, settings.reader(), output, rerun=rerun)
     return f"{len(chosen.agents)} vehicles of {chosen.scenario}/{chosen.time}: {page}"
 
 

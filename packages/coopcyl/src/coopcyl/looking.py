@@ -90,9 +90,9 @@ def see(agent: AgentFrame, reader: PanoramaReader) -> Seen:
     return Seen(agent, reader.view(agent, stitched), stitched.rig)
 
 
-def viz(frame: Frame, reader: PanoramaReader, folder: Path) -> Path:
+def viz(frame: Frame, reader: PanoramaReader, folder: Path, *, rerun: bool = False) -> Path:
     """Write the page of one time as the files have it; return it."""
-    return write_scene(frame, [see(agent, reader) for agent in frame.agents], folder)
+    return write_scene(frame, [see(agent, reader) for agent in frame.agents], folder, rerun=rerun)
 
 
 def _write_view(folder: Path, stem: str, view: View) -> list[Path]:
