@@ -85,8 +85,11 @@ def test_convolutions_see_a_frame_as_it_was_flattened_and_draw_one_back(side):
     embedding = encoder(frame)
     assert embedding.shape == (2, 3, width)
     assert decoder(torch.randn(2, 3, 6)).shape == frame.shape
+    image = frame.unflatten(-1, (side, side, 3)).movedim(-1, -3)
+    for i, j in ((0, 0), (1, 2)):
+        torch.testing.assert_close(encoder.layers(image[i, j][None])[0].flatten(), embedding[i, j])
     # A pixel of the upper left corner reaches only the upper left of the first layer.
-    first = encoder.layers[0](frame[0].reshape(3, side, side, 3).permute(0, 3, 1, 2))
+    first = encoder.layers[0](image[0])
     (gradient,) = torch.autograd.grad(first[:, :, 0, 0].sum(), frame)
     reached = gradient[0, 0].reshape(side, side, 3).abs().sum(-1) > 0
     assert reached[:3, :3].all()

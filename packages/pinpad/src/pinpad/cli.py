@@ -38,7 +38,9 @@ add_config_commands(app, "pinpad.train_config:TrainConfig")
 boundaries = typer.Typer(help="Temporal boundaries and their evaluation.", no_args_is_help=True)
 app.add_typer(boundaries, name="boundaries")
 
-PresetOption = Annotated[str | None, typer.Option(help="cpu_tiny (as by default) or cpu_small.")]
+PresetOption = Annotated[
+    str | None, typer.Option(help="cpu_tiny (as by default), cpu_small, rtx3070 or h100.")
+]
 TaskOption = Annotated[
     str | None, typer.Option(help="pinpad_three to pinpad_eight (Pinpad-Three-v0, three).")
 ]
