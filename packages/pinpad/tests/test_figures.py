@@ -17,6 +17,7 @@ from pinpad.figures import (
     busiest,
     draw_fired,
     draw_grid,
+    draw_internal,
     draw_run,
     trace,
     write_report,
@@ -172,6 +173,21 @@ def test_where_a_model_fires_follows_from_what_it_has(judged_run, episode):
     reset = scored(posterior=1 - rising)
     assert not reset.boundary[0]
     assert reset.boundary[1]
+
+
+def test_surprise_is_shown_by_level_where_a_model_has_two(judged_run, episode):
+    total = np.full(len(episode), 5.0)
+    one = draw_internal(traced(episode, [], surprise=total))
+    assert not has_color(one[:, canvas.LEFT + 5 : 400], canvas.COPY).any()
+    above = np.where(np.arange(len(episode)) % 2, 4.0, 0.0)
+    two = draw_internal(traced(episode, [], surprise=total, abs_surprise=above))
+    assert has_color(two[:, canvas.LEFT + 5 : 400], canvas.COPY).any()
+
+    folder = judged_run / "evaluation" / "scores"
+    np.savez(folder / "posterior" / f"0000-{len(episode)}.npz", score=total / 10, forced=total > 9,
+             kind="probability", abs_surprise=above)  # fmt: skip
+    np.savez(folder / "surprise" / f"0000-{len(episode)}.npz", score=total, kind="value")
+    np.testing.assert_array_equal(trace(judged_run, episode).scores["abs_surprise"], above)
 
 
 def test_a_run_that_was_not_judged_says_how(tmp_path):

@@ -14,6 +14,7 @@ from pinpad.cli import app
 from pinpad.data.planted import EVENT, planted_episodes
 from pinpad.data.windows import WindowSampler
 from pinpad.score import score_episodes
+from pinpad.sweep.conditions import BOUNDARY4
 from pinpad.tensors import pixel_statistics, seen
 from pinpad.train_config import TrainConfig
 from pinpad.train_world import PRECISIONS, new_model
@@ -26,16 +27,10 @@ SMALL = (
     "dyn_hidden=32", "batch_size=16", "batch_length=16", "kl_free=0",
 )  # fmt: skip
 CONDITIONS = {
-    "force0_t1": ("vta_max_seg_len=30", "vta_boundary_rate=0", "vta_boundary_scale=0"),
-    "force10_t1": (
-        "vta_max_seg_len=30", "vta_boundary_force_scale=10", "vta_boundary_rate=0",
-        "vta_boundary_scale=0",
-    ),
-    "force0_t2_rate": (
-        "vta_max_seg_len=50", "vta_boundary_temp=2", "vta_boundary_rate=0.1",
-        "vta_boundary_scale=0.5",
-    ),
-}  # fmt: skip
+    name: [f"{key}={value}" for key, value in each.items()]
+    for name, each in BOUNDARY4.items()
+    if each["dynamics_type"] == "vta"
+}
 
 
 def settings(*overrides, seed=0):
@@ -112,8 +107,7 @@ def test_planted_boundaries_are_found_within_a_minute(seed):
 def test_the_conditions_of_the_notes_stay_finite(name, updates, precision):
     tiny = ("batch_size=4", "batch_length=10", "dyn_hidden=16", "vta_abs_belief=16",
             "vta_obs_belief=16", "vta_abs_stoch=4", "vta_obs_stoch=4")  # fmt: skip
-    paper = ("vta_at_read=begin", "vta_abs_scale=1", f"precision={precision}")
-    _, update = learner(settings(*CONDITIONS[name], *tiny, *paper))
+    _, update = learner(settings(*CONDITIONS[name], *tiny, f"precision={precision}"))
     for step in range(updates):
         assert np.isfinite(update(step)), step
 

@@ -13,7 +13,7 @@ from loom import processes
 from loom.doctor import Finding
 from loom.errors import UserError
 from pinpad.cli import app
-from pinpad.sweep import command, execute, plan
+from pinpad.sweep import command, execute, plan, status_file
 from pinpad.sweep.conditions import BOUNDARY4
 from pinpad.sweep.plan import SweepSettings, jobs, members
 from pinpad.sweep.state import read_sweep
@@ -374,6 +374,26 @@ def test_a_status_file_leads_the_monitor_to_its_sweep(here):
     assert shown.exit_code == 0
     assert "a b  RUNNING" in shown.output
     assert shown.output.count("waiting") == 4
+
+
+def test_progress_of_the_run_and_of_the_whole_is_said(here, monkeypatch):
+    execute.begin(SweepSettings(overrides=SMALL), here / "root", None)
+    run = here / "root" / "pinpad_rssm_seed0"
+    run.mkdir()
+    jobs = {"pinpad_rssm_seed0.train": {"state": "running"}}
+    status = {"state": "running", "heartbeat": time.time(), "pid": os.getpid(), "jobs": jobs}
+    (here / "root" / "status.json").write_text(json.dumps(status))
+    mine = {"state": "running", "heartbeat": time.time(), "pid": os.getpid(), "host": "here"}
+    mine |= {"interval_s": 2.0, "step": 100, "total": 400, "rate": 20.0}
+    (run / "status.json").write_text(json.dumps(mine))
+    said = []
+    monkeypatch.setattr(status_file, "PROGRESS_S", 0.0)
+    with status_file.StatusWriter(here / "root", here / "status.env", said.append):
+        pass
+    (line,) = said
+    assert line.startswith("(1/4 pinpad_rssm_seed0) [100/400]:  25%|")
+    assert "[00:05<00:15]" in line
+    assert line.endswith(", all 6%")
 
 
 @pytest.mark.parametrize("text", ["state", "a b=3\n", "state=x y\n", "state='x\n", "=1\n"])

@@ -113,13 +113,13 @@ def test_the_squared_error_is_summed_over_pixels():
 @pytest.mark.parametrize("dynamics", ["rssm", "vta"])
 def test_the_command_trains_resumes_to_the_bit_and_scores(dynamics, here):
     common = [f"dynamics_type={dynamics}", *TINY]
-    whole = run("train-world", "--run-dir", "whole", *common)
+    whole = run("train", "wm_only=true", "--run-dir", "whole", *common)
     assert whole.exit_code == 0, whole.output
     assert (here / "whole" / "report.html").is_file()
-    begun = run("train-world", "--run-dir", "parts", *common)
+    begun = run("train", "wm_only=true", "--run-dir", "parts", *common)
     assert begun.exit_code == 0, begun.output
     shutil.rmtree(here / "parts" / "checkpoints" / "step_000004")  # as if it had ended at 2
-    resumed = run("train-world", "--run-dir", "parts", "--resume")
+    resumed = run("train", "--run-dir", "parts", "--resume")
     assert resumed.exit_code == 0, resumed.output
     one, two = (read_records(here / name)[-1] for name in ("whole", "parts"))
     assert json.loads((here / "parts" / "run.json").read_text())["resumes"][0]["step"] == 2
@@ -146,8 +146,8 @@ def test_the_command_trains_resumes_to_the_bit_and_scores(dynamics, here):
 
 def test_scores_are_what_the_model_says_frame_by_frame(here):
     done = run(
-        "train-world", "--run-dir", "run", "dynamics_type=vta", "vta_boundary_force_scale=10",
-        "vta_max_seg_len=3", "vta_max_seg_num=3", *TINY,
+        "train", "wm_only=true", "--run-dir", "run", "dynamics_type=vta",
+        "vta_boundary_force_scale=10", "vta_max_seg_len=3", "vta_max_seg_num=3", *TINY,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     folder = here / "episodes"
@@ -170,18 +170,18 @@ def test_scores_are_what_the_model_says_frame_by_frame(here):
 
 def test_the_gate_asks_for_more_than_copying_the_last_frame(here):
     arguments = [a for a in TINY if not a.startswith("gates")]
-    done = run("train-world", "--run-dir", "run", *arguments)
+    done = run("train", "wm_only=true", "--run-dir", "run", *arguments)
     assert done.exit_code == 3
     assert "predicts a frame no better" in done.output
 
 
 def test_episodes_of_another_size_are_refused(here):
-    done = run("train-world", "--run-dir", "run", *TINY)
+    done = run("train", "wm_only=true", "--run-dir", "run", *TINY)
     assert done.exit_code == 0, done.output
     write_new(here / "planted", planted_episodes(1, length=30))
     with pytest.raises(UserError, match=r"frames of \(1, 8, 3\)"):
         score_folder(here / "run", here / "planted", here / "scores")
-    mixed = run("train-world", "--run-dir", "mixed", "data=planted", *TINY)
+    mixed = run("train", "wm_only=true", "--run-dir", "mixed", "data=planted", *TINY)
     assert mixed.exit_code == 2
     assert "held-out frames" in mixed.output
 
@@ -197,7 +197,7 @@ def test_episodes_of_another_size_are_refused(here):
     ],
 )
 def test_wrong_settings_are_named(override, message, here):
-    done = run("train-world", override)
+    done = run("train", "wm_only=true", override)
     assert done.exit_code == 2, done.output
     assert message in done.output
 

@@ -134,38 +134,6 @@ def evaluate(
     evaluate_run(run, task=task, rooms=episodes, steps=steps, seed=seed)
 
 
-@app.command("train-world")
-def train_world(
-    config: ConfigOption = None,
-    overrides: Overrides = None,
-    run_dir: RunDir = None,
-    resume: Resume = False,
-    archive: Archive = False,
-) -> None:
-    """Train a world model (dynamics_type=rssm or vta) on recorded episodes.
-
-    Without `data` it records scripted ones.
-    """
-    from loom.report_run import run_report
-    from loom.run import Run
-
-    from pinpad.config import WorldConfig
-
-    with Run.open(
-        "pinpad",
-        WorldConfig,
-        config,
-        overrides,
-        directory=run_dir,
-        resume=resume,
-        archive=archive,
-    ) as run:
-        from pinpad.train_world import train_world
-
-        train_world(run.config, run)
-        run.info(f"[report] {run_report(run.dir).write(run.path('report.html'))}")
-
-
 @app.command()
 def planted(
     folder: Annotated[Path, typer.Argument(help="Folder for the episodes; it holds none yet.")],
@@ -184,7 +152,7 @@ def planted(
 
 @boundaries.command("score")
 def boundaries_score(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run of train-world.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A training run, or a checkpoint.")],
     episodes: Annotated[Path, typer.Argument(help="Episodes to score.")],
     output: Annotated[Path, typer.Argument(help="Folder for the scores.")],
 ) -> None:

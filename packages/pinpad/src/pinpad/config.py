@@ -1,7 +1,7 @@
-"""The configuration of world-model training, with the option names of earlier runs.
+"""The part of a training's configuration that is the world model's.
 
-Sizes and weights are those with which a small agent has learnt pinpad_three from 16 x 16 images on
-one CPU thread.
+Option names are those of earlier runs. Sizes and weights are those with which a small agent has
+learnt pinpad_three from 16 x 16 images on one CPU thread.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ Width = Annotated[int, Field(ge=1)]
 
 
 class WorldConfig(Config):
-    """Everything that `pinpad train-world` depends on."""
+    """Everything that a world model on recorded episodes depends on."""
 
     removed_keys: ClassVar[Mapping[str, str]] = {
         "compile": "nothing is compiled; leave it out",
