@@ -273,6 +273,14 @@ def test_sets_to_judge_on_begin_with_the_ego_vehicle(town):
         assert numbers == sorted(numbers)
 
 
+def test_too_few_vehicles_are_refused_before_anything_runs(town):
+    with pytest.raises(UserError, match="none of 2 times has 4 vehicles"):
+        evaluation_sets(read_tree(town, "validate").frames, (4, 5), None)
+    for views in ("[1, 2]", "[3, 2]"):
+        with pytest.raises(UserError, match="a pose needs 2"):
+            resolve(TrainConfig, overrides=[f"dataset.val.views={views}"])
+
+
 def train_in_group(folder: Path, town: Path, processes: int, *arguments: str) -> Path:
     launcher = []
     if processes > 1:

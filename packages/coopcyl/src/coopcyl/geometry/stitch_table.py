@@ -50,7 +50,7 @@ class StitchTable:
     sizes: tuple[tuple[int, int], ...]
     _remap: tuple[np.ndarray, np.ndarray]
     _nearest: np.ndarray
-    _origins: dict[bytes, np.ndarray] = field(default_factory=dict)
+    _origins: dict[bytes, np.ndarray] = field(default_factory=dict, init=False)
 
     def ray_origins(self, centres: np.ndarray) -> np.ndarray:
         """Return `(h, w, 3)` float32 origins of the rays, read-only; 0 where no camera looks.
