@@ -301,7 +301,8 @@ def _page(
             [mean_cells(row) for row in table],
             f"{headline}. NMI: shared information with the stretches of one next pad. "
             f"pass: seeds with a lift over {LIFT:g} and p under {LEVEL:g}. "
-            "forced: share of the boundaries that a rule made. topk fires as often as there are events.",
+            "forced: share of the boundaries that a rule made. "
+            "topk fires as often as there are events.",
         )
         names = [METRICS[name] for name in WITH_INTERVAL]
         rows_with_intervals = [interval_cells(row) for row in table]
