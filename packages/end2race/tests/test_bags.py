@@ -240,6 +240,16 @@ def test_damaged_recordings_are_refused_or_read_never_worse(recorded, tmp_path, 
         file.write_bytes(whole)
 
 
+def test_a_bag_that_points_out_of_itself_is_refused(tmp_path):
+    path = Recording("ros1").write(tmp_path)
+    whole = path.read_bytes()
+    place = whole.index(b"chunk_pos=") + len(b"chunk_pos=")
+    far = b"\xff" * 7 + b"\x7f"
+    path.write_bytes(whole[:place] + far + whole[place + 8 :])
+    refused = run("--src", path, "--out", tmp_path / "o", "--lidar-topic", "/points", code=2)
+    assert "cannot be read as a recording" in refused
+
+
 def test_a_recording_that_is_not_there_and_a_missing_library_are_named(tmp_path, monkeypatch):
     named = ("--src", tmp_path / "x.bag", "--out", tmp_path / "o", "--lidar-topic", "/points")
     assert "does not exist" in run(*named, code=2)

@@ -164,7 +164,7 @@ class StudentConfig(DriverConfig):
         (), description="names of the segments whose expert labels are used; empty: by fraction"
     )
     labelled_share: Fraction = Field(
-        0.5,
+        0.25,
         description="share of each batch that is drawn from the labelled windows, where the "
         "others are not all labelled",
     )

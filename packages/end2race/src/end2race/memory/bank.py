@@ -249,7 +249,7 @@ class MemoryBank:
             scale = float(content["variance_scale"])
         except (KeyError, TypeError, ValueError, EOFError, UserError) as error:
             raise UserError(f"{path}: damaged memory ({error})", hint="build it again") from error
-        cache = TeacherCache.open(cache_dir or directory / relative)
+        cache = TeacherCache.open(cache_dir or Path(os.path.normpath(directory / relative)))
         if cache.info.teacher_sha256 != teacher:
             raise UserError(
                 f"{cache.directory} is of teacher {cache.info.teacher_sha256[:12]}, the memory of "

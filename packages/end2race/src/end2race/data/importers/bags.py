@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from loom.errors import UserError
+from loom.files import disk_error
 from PIL import Image
 
 from end2race.data.importers.end2race_csv import scan_points
@@ -181,9 +182,11 @@ def _opened(source: Path, topics: Topics) -> Iterator[_Bag]:
                     hint="name the topics with --lidar-topic, --drive-topic and so on",
                 )
             yield _Bag(reader, source)
-    except (UserError, OSError):
+    except UserError:
         raise
     except Exception as error:  # whatever the library says about a damaged recording
+        if isinstance(error, OSError) and disk_error(error) is not None:
+            raise
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
             f"{source}: cannot be read as a recording: {type(error).__name__}: {reason}",
