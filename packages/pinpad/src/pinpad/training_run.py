@@ -48,6 +48,9 @@ def run_training(
     with Run.open(
         "pinpad", TrainConfig, resolved, directory=directory, resume=resume, archive=archive
     ) as run:
+        import torch
+
+        torch.set_num_threads(run.config.threads)
         if run.config.wm_only:
             from pinpad.train_world import train_world
 
@@ -67,8 +70,11 @@ def evaluate_run(
     path: Path, *, task: str | None, rooms: int | None, steps: int | None, seed: int
 ) -> None:
     """Judge the agent of a run beside uniform play and the oracle, and print the table."""
+    import torch
+
     from pinpad.restore import restore_agent
 
     agent, config = restore_agent(path)
+    torch.set_num_threads(config.threads)
     judging = config.judging(seed=seed, task=task, rooms=rooms, steps=steps)
     print_table(returns.COLUMNS, returns.table(returns.compare(agent, judging)))
