@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
 from loom.config import Resolved, resolve
 from loom.drawing import print_table
 from loom.errors import UserError
@@ -59,10 +60,9 @@ def run_training(
             from pinpad.train import train
 
             train(run.config, run)
-            print_table(
-                returns.COLUMNS, returns.table(returns.read_returns(run.dir / "evaluation"))
-            )
-        run.info(f"[report] {write_report(run.dir)}")
+    if earned := returns.read_returns(run.dir / "evaluation"):
+        print_table(returns.COLUMNS, returns.table(earned))
+    typer.echo(f"report: {write_report(run.dir)}")
     return run.dir
 
 
