@@ -60,6 +60,9 @@ class WorldConfig(Config):
     )
     image_scale: Positive = Field(3.0, description="weight of the frames' cross-entropy")
     precision: Literal[16, 32, "bf16"] = 32
+    threads: int = Field(
+        1, ge=1, description="of the CPU; on tensors this small more of them wait for each other"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
     eval_every: int = Field(500, ge=1)
     log_every: int = Field(50, ge=1)
