@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import pickle
 import random
 import signal
@@ -19,9 +20,17 @@ import pytest
 from loom.errors import UserError
 from maniflow_overlay.cli import app
 from maniflow_overlay.data import convert as converting
+from maniflow_overlay.data import frame_store
 from maniflow_overlay.data.convert import Rows, Source, convert
 from maniflow_overlay.data.frame_store import FRAMES, MANIFEST, STATE, FrameStore, StoreShape
-from maniflow_overlay.data.path_layers import FOLDER, LAYERS, OFFSET, STATUS, PathLayers
+from maniflow_overlay.data.path_layers import (
+    FOLDER,
+    LAYERS,
+    OFFSET,
+    STATUS,
+    PathLayers,
+    write_layers,
+)
 from maniflow_overlay.data.robotwin import find_episodes, read_episode
 from maniflow_overlay.data.synthetic import Scene, write_task
 from maniflow_overlay.overlay.drawing import draw_path_rgb
@@ -276,6 +285,42 @@ def test_a_changed_byte_is_found_and_its_episode_named(store):
     (store.folder / STATE).write_bytes(np.full((59, 14), np.nan, "<f4").tobytes())
     with pytest.raises(UserError, match="row 0 is not finite"):
         FrameStore(store.folder)
+
+
+def test_a_file_that_shrinks_under_an_open_store_is_noticed(store):
+    os.truncate(store.folder / FRAMES, SHAPE.frame_bytes * 3 - 1)
+    store.read_frames(np.array([0, 1]))
+    with pytest.raises(UserError, match="row 2 cannot be read whole"):
+        store.read_frames(np.array([2]))
+
+
+def test_large_parts_are_verified_block_by_block(store, monkeypatch):
+    monkeypatch.setattr(frame_store, "_BLOCK", 64)
+    assert store.verify() == []
+
+
+def test_a_store_with_bytes_behind_its_rows_is_refused(store):
+    with (store.folder / "action.f32").open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(UserError, match="action.f32 has .* bytes"):
+        FrameStore(store.folder)
+
+
+def test_layers_whose_writing_was_interrupted_are_not_taken_for_old_ones(store):
+    attach(store)
+
+    class Torn:
+        def __len__(self):
+            return len(store)
+
+        def __iter__(self):
+            yield None
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_layers(store, Torn(), ["absent"] * len(store), "torn")
+    with pytest.raises(UserError, match="has no paths"):
+        PathLayers(store)
 
 
 def test_painted_frames_are_the_frames_with_the_path_drawn_in(store):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
@@ -72,6 +73,10 @@ def test_paths_survive_a_round_trip_through_their_file(tmp_path):
         ("[]", "p.jsonl:2"),
         ('{"task": "t", "episode": 0, "frame": 1, "status": "ok", "path": [[2, 0, 1]]}', "outside"),
         (
+            '{"task": "t", "episode": 0, "frame": 1, "status": "ok", "path": [[0, -1, 1]]}',
+            "outside",
+        ),
+        (
             '{"task": "t", "episode": 0, "frame": 1, "status": "ok", "path": [["__import__", 0]]}',
             "point 0",
         ),
@@ -101,6 +106,45 @@ def test_damaged_files_of_paths_end_in_user_errors(tmp_path):
             table.read_paths(tmp_path / "d.jsonl")
         except UserError:
             continue
+
+
+def test_rows_are_written_in_the_order_of_their_frames(tmp_path):
+    rows = rows_of("ok", "timeout", "ok")
+    table.write_paths(tmp_path / "p.jsonl", [rows[2], rows[0], rows[1]])
+    assert [row.key for row in table.read_paths(tmp_path / "p.jsonl")] == [row.key for row in rows]
+
+
+def journal(folder, *events):
+    """A journal of one question, q, and of a second one, r."""
+    asked = [
+        {"event": "question", "question": name, "dialect": "hamster", "space": None, "square": None}
+        for name in ("q", "r")
+    ]
+    place = {"task": "t", "episode": 0, "frame": 0, "size": [320, 240]}
+    lines = [json.dumps({**place, **event}) for event in (*asked, *events)]
+    (folder / "raw.jsonl").write_text("".join(line + "\n" for line in lines), "utf-8")
+
+
+def test_of_several_answers_with_a_path_the_last_one_counts(tmp_path):
+    answers = [
+        {"event": "answered", "question": "q", "status": "truncated", "text": text}
+        for text in (
+            "<ans>[(0.1, 0.2), (0.3, 0.4), (0.5",
+            "<ans>[(0.6, 0.7), (0.8, 0.9)]</ans>",
+            "?",
+        )
+    ]
+    journal(tmp_path, *answers)
+    (row,) = table.parse_journal(tmp_path)
+    assert row.status == "ok"
+    assert row.path.points.tolist() == [[0.6, 0.7], [0.8, 0.9]]
+
+
+def test_a_frame_that_was_asked_in_two_ways_is_refused(tmp_path):
+    answer = {"event": "answered", "status": "ok", "text": "<ans>[(0.1, 0.2), (0.3, 0.4)]</ans>"}
+    journal(tmp_path, {**answer, "question": "q"}, {**answer, "question": "r"})
+    with pytest.raises(UserError, match="was asked in two ways"):
+        table.parse_journal(tmp_path)
 
 
 def run(*arguments):

@@ -13,7 +13,9 @@ from maniflow_overlay.sim.scene import (
     BLOCK_HALF_M,
     CURTAIN_STEPS,
     GRIPPER,
+    JITTER_M,
     REACH_M,
+    SPOTS,
     STEP_M,
     STEPS,
     carried,
@@ -88,21 +90,23 @@ def test_mujoco_draws_a_block_where_the_camera_projects_its_corners():
     table.close()
 
 
-def test_a_marked_block_is_painted_around_its_projection(table):
-    checked = 0
-    for seed in range(12):
+def test_what_is_marked_is_painted_where_it_is_projected(table):
+    signs = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+    angles = np.linspace(0, 2 * np.pi, 40)
+    rim = scene.GOAL_RADIUS_M * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for seed in range(8):
         seen = coloured(table.reset(seed, marked=True).rgb, tabletop.colours.MARKED_BLOCK)
-        rows, columns = np.nonzero(seen)
-        block = table.blocks_m[table.layout.target]
-        expected, goal = project_relative([block, [*table.layout.goal, 0]], table.camera) * 128
-        hidden_by_hand = np.linalg.norm(table.tip_m[:2] - block[:2]) < 0.12
-        if hidden_by_hand or np.linalg.norm(goal - expected) < 20:
-            continue
-        near_block = np.hypot(columns - expected[0], rows - expected[1]) < 9
-        middle = [columns[near_block].mean() + 0.5, rows[near_block].mean() + 0.5]
-        np.testing.assert_allclose(middle, expected, atol=1.5)
-        checked += 1
-    assert checked >= 4
+        block = table.blocks_m[table.layout.target] + signs * BLOCK_HALF_M
+        goal = np.column_stack([table.layout.goal + rim, np.zeros(len(rim))])
+        allowed = np.zeros((128, 128), np.uint8)
+        for outline in (block, goal):
+            pixels = project_relative(outline, table.camera) * 128 - 0.5
+            hull = cv2.convexHull(pixels.round().astype(np.int32))
+            cv2.fillConvexPoly(allowed, hull, 1)
+        exact = allowed.sum()
+        allowed = cv2.dilate(allowed, np.ones((3, 3), np.uint8)).astype(bool)
+        assert not (seen & ~allowed).any()
+        assert seen.sum() > 0.4 * exact  # the hand hides a part
 
 
 def test_a_layout_keeps_everything_apart_and_within_reach():
@@ -115,8 +119,10 @@ def test_a_layout_keeps_everything_apart_and_within_reach():
             for second in range(first):
                 assert np.linalg.norm(places[first] - places[second]) >= APART_M
         assert CURTAIN_STEPS[0] <= layout.curtain_step <= CURTAIN_STEPS[1]
-        targets.add(layout.target)
-    assert targets == {0, 1, 2}
+        spots = [np.linalg.norm(SPOTS - place, axis=1) for place in places]
+        assert all(gaps.min() < 1.5 * JITTER_M for gaps in spots)
+        targets.add((int(spots[layout.target].argmin()), int(spots[3].argmin())))
+    assert len(targets) > 60  # of 72 pairs of a block's spot and a goal's
 
 
 def test_variants_of_a_seed_differ_only_in_what_is_seen(table):
@@ -167,13 +173,14 @@ def test_without_closing_the_gripper_nothing_is_moved(table):
     assert sum(play(table, open_handed, seed) for seed in range(12)) <= 1
 
 
-def test_random_actions_do_not_solve_it(table):
+def test_random_actions_hardly_ever_solve_it(table):
     rng = np.random.default_rng(0)
 
     def random(table):
         return vector_of(rng.uniform([-0.2, -0.2, 0], [0.2, 0.2, 0.2]), rng.integers(2))
 
-    assert sum(play(table, random, seed) for seed in range(10)) == 0
+    # Now and then a hand that flies about pushes the right block to the goal.
+    assert sum(play(table, random, seed) for seed in range(10)) <= 1
 
 
 def test_an_episode_repeats_to_the_byte_whatever_was_played_before(table):
@@ -202,7 +209,7 @@ def test_a_step_is_bounded_and_stays_on_the_table(table):
     assert np.linalg.norm(table.tip_m - before) < STEP_M + 0.002
     for _ in range(20):
         table.step(vector_of(np.array([9.0, 9.0, -9.0]), 1.0))
-    assert np.abs(table.tip_m[:2]).max() < REACH_M + 0.03
+    assert np.abs(table.tip_m[:2]).max() < REACH_M + 0.035
     assert table.tip_m[2] > 0
 
 

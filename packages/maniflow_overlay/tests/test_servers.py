@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import pytest
 from loom import processes
 from loom.errors import UserError
 from maniflow_overlay.cli import app
-from maniflow_overlay.paths.servers import STATE, read_servers, start, stop
+from maniflow_overlay.paths.servers import STATE, Server, read_servers, start, stop
 from typer.testing import CliRunner
 
 LISTEN = (
@@ -85,6 +86,34 @@ def test_a_server_that_ends_is_named_with_its_last_words_and_the_others_are_stop
     assert read_servers(tmp_path) == []
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_a_process_that_does_not_listen_yet_is_starting():
+    began = processes.start_time(os.getpid())
+    server = Server("0", free_ports(1), os.getpid(), began, ("server",))
+    assert server.state() == "starting"
+    with socket.create_server(("127.0.0.1", server.port)):
+        assert server.state() == "ready"
+    assert Server("0", server.port, os.getpid(), began + 1, ("server",)).state() == "ended"
+
+
+@pytest.mark.parametrize("gpus", ["0,0", "0,,1", ""])
+def test_gpus_that_are_no_list_of_different_ones_are_refused(tmp_path, gpus):
+    command = script(tmp_path, LISTEN)
+    done = run("up", "--command", command, "--gpus", gpus, "--folder", tmp_path / "servers")
+    assert done.exit_code == 2
+    assert "no list of different GPUs" in done.stderr
+
+
+def test_a_server_that_ignores_the_request_to_end_is_killed(tmp_path):
+    stubborn = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + LISTEN
+    port, folder = free_ports(1), tmp_path / "servers"
+    (server,) = start(folder, script(tmp_path, stubborn), ["0"], port, wait_s=60, say=print)
+    assert server.alive
+    assert stop(folder, grace_s=0.3) == 1
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(server.pid, 0)
+    assert not server.alive
 
 
 def test_a_server_that_never_listens_is_given_up(tmp_path):

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from loom.config import resolve
 from loom.errors import UserError
+from loom.progress import Heartbeat
 from maniflow_overlay import embedded
 from maniflow_overlay.cli import app
 from maniflow_overlay.config import TrainConfig
@@ -72,6 +74,20 @@ def test_status_reads_a_run_from_its_directory(trained, tmp_path):
     assert command("status", tmp_path).exit_code == 2
 
 
+def test_status_of_a_run_at_work_is_one_line_and_follows_it_on_demand(tmp_path):
+    beat = Heartbeat(tmp_path, {"phase": "train", "step": 3, "total": 9, "rate": 2.0}, interval=0.2)
+    ending = threading.Timer(6.0, lambda: beat.stop(state="finished"))
+    ending.start()
+    done = command("status", tmp_path)
+    assert done.exit_code == 0
+    assert done.stdout.startswith("(train) [3/9]")
+    assert re.search(r"heartbeat \d s ago", done.stdout)
+    assert ending.is_alive()  # it did not wait for the end
+    followed = command("status", tmp_path, "--follow")
+    assert followed.exit_code == 0
+    assert [line.split(",")[0] for line in followed.stdout.splitlines()[1:]] == ["finished"]
+
+
 def test_a_report_is_written_again_and_says_what_it_left_out(trained, tmp_path):
     run, _ = trained
     page = run / "report.html"
@@ -79,17 +95,23 @@ def test_a_report_is_written_again_and_says_what_it_left_out(trained, tmp_path):
     assert command("report", run).exit_code == 0
     assert page.is_file()
     assert command("report", tmp_path / "absent").exit_code == 2
+    for damage in ("{}", '{"metrics": 3}', '{"metrics": {"a": "b"}}', "[", ""):
+        (tmp_path / "evaluation").mkdir(exist_ok=True)
+        (tmp_path / "evaluation/open_loop.json").write_text(damage, encoding="utf-8")
+        done = command("report", tmp_path)
+        assert done.exit_code == 2, (damage, done.output)
+        assert "open_loop.json" in done.stderr
 
 
-def test_without_a_store_made_up_episodes_are_written_once(tmp_path, monkeypatch):
+def test_without_a_store_simulated_episodes_are_recorded_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(embedded, "EPISODES", 3)
     arguments = ("train", "--steps", "1", "--batch-size", "4")
     first = command(*arguments)
     assert first.exit_code == 0, first.output
-    assert "writing 3 made-up episodes" in first.stdout
+    assert "recording 3 episodes" in first.stdout
     second = command(*arguments)
-    assert "writing" not in second.stdout
+    assert "recording" not in second.stdout
     assert (tmp_path / "runs/maniflow_overlay/policy-2/report.html").is_file()
 
 
@@ -140,7 +162,8 @@ def test_a_step_that_does_not_end_is_spoken_of_and_leaves_all_stacks(tmp_path):
             time.sleep(0.01)
         watchdog.step_ended(8)
 
-    with Watchdog(tmp_path, said.append, warned.append, limit_s=0.3, speak_s=0.1) as watchdog:
+    limits = {"limit_s": 0.3, "silence_s": 0.1, "long_step_s": 0.0}
+    with Watchdog(tmp_path, said.append, warned.append, **limits) as watchdog:
         watchdog.step_ended(7)
         stuck_in_this_very_place(watchdog)
     assert "since step 7 ended" in said[0]
@@ -148,17 +171,27 @@ def test_a_step_that_does_not_end_is_spoken_of_and_leaves_all_stacks(tmp_path):
     assert str(tmp_path / STACKS) in warned[0]
     stacks = (tmp_path / STACKS).read_text(encoding="utf-8")
     assert "stuck_in_this_very_place" in stacks
-    assert "after step 7" in stacks
+    assert "since step 7 ended" in stacks
 
 
 def test_a_run_whose_steps_end_is_left_in_peace(tmp_path):
     said: list[str] = []
-    with Watchdog(tmp_path, said.append, said.append, limit_s=0.5, speak_s=0.4) as watchdog:
-        for step in range(30):
-            time.sleep(0.02)
+    limits = {"limit_s": 2.0, "silence_s": 0.1, "long_step_s": 1.0}
+    with Watchdog(tmp_path, said.append, said.append, **limits) as watchdog:
+        for step in range(50):
+            time.sleep(0.05)
             watchdog.step_ended(step)
     assert said == []
     assert not (tmp_path / STACKS).exists()
+
+
+def test_nothing_is_said_while_the_log_tells_enough(tmp_path):
+    said: list[str] = []
+    with Watchdog(tmp_path, said.append, said.append, limit_s=9, silence_s=1.0, long_step_s=0):
+        for _ in range(40):
+            time.sleep(0.05)
+            (tmp_path / "log.txt").write_text("a line of progress", encoding="utf-8")
+    assert said == []
 
 
 @pytest.mark.slow
@@ -177,7 +210,7 @@ def test_a_run_in_a_pipe_prints_a_line_every_ten_seconds_and_another_process_rea
     descriptor, content, times, seen = process.stdout.fileno(), b"", [], []
     began = time.monotonic()
     try:
-        while time.monotonic() - began < 50:
+        while content.count(b"(maniflow_overlay) [") < 5 and time.monotonic() - began < 150:
             if select.select([descriptor], [], [], 0.5)[0]:
                 content += os.read(descriptor, 65536)
                 times.append(time.monotonic())

@@ -225,6 +225,26 @@ def test_the_same_observation_and_seed_give_the_same_actions_in_any_company(run_
     assert policy.act(**none).shape == (0, 7, VECTOR)
 
 
+def test_an_answer_is_the_end_of_the_flow_from_the_last_observed_step_on(run_dir):
+    """Pictures in [0, 1], noise of the seed, ten steps, data units: written out once more."""
+    policy, seen = load_policy(run_dir), observation(1)
+    model = policy.model
+    with torch.no_grad():
+        context = model.context(
+            torch.from_numpy(seen["images"]).movedim(-1, -3) / 255,
+            torch.from_numpy(seen["initial"]).movedim(-1, -3) / 255,
+            torch.from_numpy(seen["state"]),
+            torch.from_numpy(seen["task"]),
+        )
+        x = np.random.default_rng(5).standard_normal((1, 8, VECTOR), dtype=np.float32)
+        for step in range(10):
+            at, size = torch.tensor([step / 10]), torch.tensor([0.1])
+            x = x + model.velocity(torch.from_numpy(x), at, size, context).numpy() / 10
+    scale, offset = model.normalise_action.scale.numpy(), model.normalise_action.offset.numpy()
+    expected = ((x - offset) / scale)[:, 1:8]
+    np.testing.assert_allclose(policy.act(**seen, seeds=[5]), expected, atol=1e-5)
+
+
 def test_a_policy_read_back_answers_as_in_training(run_dir, store):
     data = training.read_data(settings(store), Quiet())  # ty: ignore[invalid-argument-type]
     loop = training.OpenLoop(data.validation, data.store.action[data.rows].mean(axis=0))
@@ -322,3 +342,19 @@ def test_two_processes_take_the_steps_of_one(store, tmp_path):
     for place, value in ours.items():
         if place.startswith("/model/") and isinstance(value, torch.Tensor):
             torch.testing.assert_close(value, theirs[place], rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "spatial"])
+def test_half_precision_gives_the_loss_of_full_precision_and_full_precision_weights(store, preset):
+    batches, model = made_batches(store, f"preset={preset}", "horizon=8")
+    objective = FlowObjective(stirred(model.shape, seed=5))
+    batch = batches(3, Shard())
+    full = objective(model, batch, 3).total
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = objective(model, batch, 3).total
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(full.item(), rel=0.05)
+    half.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert {g.dtype for g in gradients} == {torch.float32}
+    assert all(bool(g.isfinite().all()) for g in gradients)

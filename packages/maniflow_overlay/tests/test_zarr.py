@@ -73,6 +73,21 @@ def test_a_robotwin_1_store_becomes_a_frame_store(tmp_path):
     assert store.ends.tolist() == [20, 27, 28, 59]
 
 
+@pytest.mark.parametrize("scale", [1, 255])
+def test_float_pictures_of_either_range_are_rounded_to_bytes(tmp_path, scale):
+    path = tmp_path / "a.zarr"
+    robotwin_1(path)
+    shape = content()[0].transpose(0, 3, 1, 2).shape
+    values = np.arange(np.prod(shape)).reshape(shape) % 256
+    shaken = values + np.where(values > 0, -0.4, 0.4)  # rounds back
+    root = zarr.open_group(str(path), mode="r+")
+    del root["data/head_camera"]
+    root.create_array("data/head_camera", data=(shaken * scale / 255).astype(np.float32))
+    back = read_zarr(path)
+    pictures = np.concatenate([list(back.pictures(number)) for number in range(len(back.ends))])
+    assert np.array_equal(pictures, values.transpose(0, 2, 3, 1))
+
+
 def test_a_missing_chunk_is_refused_and_not_read_as_zeros(tmp_path):
     robotwin_1(tmp_path / "old.zarr")
     (tmp_path / "old.zarr/data/head_camera/3.0.0.0").unlink()

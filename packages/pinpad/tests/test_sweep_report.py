@@ -94,8 +94,8 @@ def log_root(tmp_path):
     ]
     for seed in (0, 1):
         run = tmp_path / "root" / f"rssm_seed{seed}"
-        run.mkdir()
-        (run / "boundary_eval.json").write_text(json.dumps({"judgements": judged}))
+        (run / "evaluation").mkdir(parents=True)
+        (run / "evaluation" / "boundary_eval.json").write_text(json.dumps({"judgements": judged}))
     return tmp_path / "root"
 
 
@@ -117,6 +117,6 @@ def test_the_report_of_real_judgements_is_a_table_json_and_a_page(log_root, caps
 
 @pytest.mark.parametrize("text", ["[]", '{"judgements": 3}', "{"])
 def test_a_damaged_evaluation_is_named(log_root, text):
-    (log_root / "rssm_seed0" / "boundary_eval.json").write_text(text)
-    with pytest.raises(UserError, match=r"rssm_seed0/boundary_eval\.json"):
+    (log_root / "rssm_seed0" / "evaluation" / "boundary_eval.json").write_text(text)
+    with pytest.raises(UserError, match=r"rssm_seed0/evaluation/boundary_eval\.json"):
         write_report(log_root)

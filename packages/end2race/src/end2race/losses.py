@@ -98,12 +98,8 @@ class Distillation(nn.Module):
         map_channels: int,
     ) -> None:
         super().__init__()
-        self.weights = {
-            "actions": section.action_weight,
-            "bev_vec": section.bevvec_weight,
-            "gru_out": section.temporal_weight,
-            "bev_feat": section.bevfeat_weight,
-        }
+        self.weights = section.weights
+        self.fields = section.fields
         self.adapters = nn.ModuleDict()
         if section.bevvec_weight > 0:
             self.adapters["bev_vec"] = _adapter(student.bev_dim, shapes["bev_vec"][-1])
@@ -111,11 +107,6 @@ class Distillation(nn.Module):
             self.adapters["gru_out"] = _adapter(student.policy.hidden, shapes["gru_out"][-1])
         if section.bevfeat_weight > 0:
             self.adapters["bev_feat"] = _adapter(map_channels, shapes["bev_feat"][-3])
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields of the teacher's answers that have a weight."""
-        return tuple(name for name, weight in self.weights.items() if weight > 0)
 
     @property
     def aux(self) -> tuple[str, ...]:

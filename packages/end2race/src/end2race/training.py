@@ -19,6 +19,7 @@ from loom.native import cores_for_kernels
 from loom.run import Run
 from loom.sampling import draw_rng, epoch_indices
 
+from end2race.augment import colour_maps, mix_colours
 from end2race.config import DriverConfig, TrainSection
 from end2race.data.batches import Batch, BatchReader
 from end2race.data.dataset import Dataset, open_dataset
@@ -124,7 +125,7 @@ class Batches:
 
     def __call__(self, step: int, shard: Shard) -> Batch:
         """Return the shard's part of the batch of a step."""
-        chosen, speed_known, steering_known = [], [], []
+        chosen, speed_known, steering_known, maps = [], [], [], []
         for number, (indices, count) in enumerate(self._streams):
             drawn = epoch_indices(len(indices), self._seed + number, step, count, shard)
             chosen.append(indices[drawn])
@@ -133,7 +134,11 @@ class Batches:
             known = rng.random((2, count))[:, part]
             speed_known.append(known[0] >= self._train.speed_dropout)
             steering_known.append(known[1] >= self._train.steering_dropout)
+            colours = draw_rng(self._seed, step, f"colours {number}")
+            maps.append(colour_maps(colours, count, self._train.colour_mixing)[part])
         batch = self._reader.read(np.concatenate(chosen))
+        if batch.images is not None and self._train.colour_mixing > 0:
+            batch = replace(batch, images=mix_colours(batch.images, np.concatenate(maps)))
         return replace(
             batch,
             speed=_withheld(batch.speed, speed_known),

@@ -1,4 +1,4 @@
-"""The commands of the closed loop: `sim demo`, `sim collect`, `eval matrix`, `eval report`."""
+"""The commands of the closed loop: `demo`, `sim demo|collect`, `eval matrix|report`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ SceneOption = Annotated[str, typer.Option(help="auto, tabletop (MuJoCo) or plana
 
 def register(app: typer.Typer) -> None:
     """Give an application the commands of the closed loop."""
+    app.command()(demo)
     sim = typer.Typer(help="The simulated table.", no_args_is_help=True)
     evaluation = typer.Typer(help="Policies at the simulated table.", no_args_is_help=True)
     app.add_typer(sim, name="sim")
@@ -22,6 +23,18 @@ def register(app: typer.Typer) -> None:
     sim.command("collect")(sim_collect)
     evaluation.command("matrix")(eval_matrix)
     evaluation.command("report")(eval_report)
+
+
+def demo(
+    run_dir: Annotated[
+        Path | None,
+        typer.Option("--run-dir", help="Folder of the runs (default: a new one in runs/)."),
+    ] = None,
+) -> None:
+    """Record, draw paths, train two small policies, let them act, compare: some CPU-minutes."""
+    from maniflow_overlay.demo import run_demo
+
+    run_demo(run_dir)
 
 
 def sim_demo(

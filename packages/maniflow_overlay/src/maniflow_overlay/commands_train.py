@@ -22,7 +22,7 @@ def train(
     config: ConfigOption = None,
     overrides: Overrides = None,
     store: Annotated[
-        Path | None, typer.Option(help="Frame store; without one: made-up episodes.")
+        Path | None, typer.Option(help="Frame store; without one: the simulated table.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="parity, spatial or tiny.")] = None,
     mode: Annotated[

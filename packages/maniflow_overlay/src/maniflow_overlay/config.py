@@ -72,7 +72,8 @@ class TrainConfig(Config):
     name: str = "policy"
     seed: int = Field(0, ge=0)
     store: Path | None = Field(
-        None, description="folder of a frame store; null: made-up episodes, written once"
+        None,
+        description="folder of a frame store; null: episodes of the simulated table, recorded once",
     )
     preset: PresetName = "tiny"
     mode: Mode = Field("initial_current", description="on which pictures the path is seen")
@@ -159,6 +160,11 @@ class TrainConfig(Config):
     def schedules(self) -> Mapping[str, Schedule]:
         """Return the learning rate, where its length does not depend on the data."""
         return {} if self.num_epochs is not None else {"lr": self.learning_rate(self.steps)}
+
+    @property
+    def max_steps(self) -> int | None:
+        """Where the schedules end, where that does not depend on the data."""
+        return self.steps if self.num_epochs is None else None
 
     @property
     def arm(self) -> Arm:

@@ -12,7 +12,7 @@ from loom.drawing import print_table
 from loom.run import Run
 
 from maniflow_overlay.config import TrainConfig
-from maniflow_overlay.embedded import STORE, embedded_store
+from maniflow_overlay.embedded import embedded_store
 from maniflow_overlay.figures import write_report
 from maniflow_overlay.open_loop import MEASURES, SCORES, read_scores
 from maniflow_overlay.train import train
@@ -56,13 +56,13 @@ def run_training(
 def _with_store(
     resolved: Resolved[TrainConfig], overrides: Sequence[str] | None, flags: Mapping[str, Any]
 ) -> Resolved[TrainConfig]:
-    """Fill in the made-up episodes where the configuration names no store."""
+    """Fill in the simulated episodes where the configuration names no store."""
     if resolved.config.store is not None:
         return resolved
     typer.echo(
-        f"[data] no store given: training on made-up episodes in {STORE} "
+        "[data] no store given: training on episodes of the simulated table "
         "(--store FOLDER takes your own, made by `data convert` and `data attach-paths`)"
     )
-    embedded_store(typer.echo)
+    store = embedded_store(typer.echo)
     source = None if resolved.source == "defaults" else Path(resolved.source)
-    return resolve(TrainConfig, source, overrides, flags={**flags, "store": STORE})
+    return resolve(TrainConfig, source, overrides, flags={**flags, "store": store})

@@ -16,7 +16,6 @@ from loom.cli import (
     application,
     run_app,
 )
-from loom.errors import UserError
 
 import pinpad
 
@@ -166,16 +165,16 @@ def boundaries_score(
 
 @boundaries.command("eval")
 def boundaries_eval(
-    folder: Annotated[
+    episodes: Annotated[
         Path | None,
         typer.Argument(
             metavar="[RUN|FOLDER]",
-            help="A training run, or a folder of episodes (.npz); without either 20 scripted "
-            "episodes are recorded.",
+            help="A run, whose model scores episodes that it has not seen; or held-out episodes "
+            "(.npz). Without it 20 scripted ones are recorded.",
         ),
     ] = None,
-    episodes: Annotated[
-        Path | None, typer.Option(help="Held-out episodes for a RUN (default: its own).")
+    on: Annotated[
+        Path | None, typer.Option("--on", help="Episodes for a run's model to score.")
     ] = None,
     scores: Annotated[
         list[str] | None,
@@ -195,32 +194,26 @@ def boundaries_eval(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="All figures, as JSON (default: boundary_eval.json, in the RUN)."
+            "--output", "-o", help="All figures, as JSON (default: boundary_eval.json, or in RUN)."
         ),
     ] = None,
 ) -> None:
     """Judge where detectors fire: matches, rankings, segmentations, chance and collapse."""
-    from pinpad import boundary_eval
+    from pinpad.boundary_eval import evaluate
 
-    judging = {"events": event, "permutations": permutations, "seed": seed, "say": typer.echo}
-    if folder is not None and boundary_eval.is_run(folder):
-        if scores or source or detector:
-            raise UserError(
-                f"{folder} is a run: its own scores are judged beside every anchor",
-                hint="drop --scores, --source and --detector, or give a folder of episodes",
-            )
-        output = output or folder / boundary_eval.OUTPUT
-        page = boundary_eval.evaluate_run(folder, episodes, output=output, **judging)
-    else:
-        if episodes is not None:
-            raise UserError("--episodes goes with a RUN", hint="give the episodes as FOLDER")
-        from pinpad.embedded import embedded_episodes
-
-        output = output or Path(boundary_eval.OUTPUT)
-        detectors = boundary_eval.named_detectors(scores or (), source, detector)
-        folder = folder or embedded_episodes(typer.echo)
-        page = boundary_eval.evaluate_folder(folder, detectors, output=output, **judging)
-    typer.echo(f"figures: {output}\nreport: {page}")
+    page = evaluate(
+        episodes,
+        on,
+        scores=scores or (),
+        source=source,
+        anchors=detector,
+        events=event,
+        permutations=permutations,
+        seed=seed,
+        output=output,
+        say=typer.echo,
+    )
+    typer.echo(f"figures: {page.with_suffix('.json')}\nreport: {page}")
 
 
 @boundaries.command("draw")

@@ -48,7 +48,9 @@ def score_episodes(
         # Where a rule decides, its decision is the score: the detector was not asked.
         posterior = torch.where(found.forced, found.read, found.logit.sigmoid())
         kinds["posterior"] = [
-            _row("probability", posterior[:, i], found.forced[:, i]) for i in range(len(episodes))
+            _row("probability", posterior[:, i], found.forced[:, i])
+            | {"abs_surprise": found.abs_surprise[:, i].numpy()}
+            for i in range(len(episodes))
         ]
         online = found.prior_logit.sigmoid()
         kinds["online"] = [_row("probability", online[:, i]) for i in range(len(episodes))]

@@ -62,7 +62,7 @@ def matrix_command(
     archive: bool,
 ) -> None:
     """Play a matrix, print its table and write its page."""
-    flags = {"runs": list(runs) or None, "episodes": episodes, "scene": scene}
+    flags = {"runs": [str(path) for path in runs] or None, "episodes": episodes, "scene": scene}
     if resume and source is None and directory is not None:
         source = directory if (directory / "config.yaml").is_file() else None
     resolved = resolve(MatrixConfig, source, overrides, flags=flags)

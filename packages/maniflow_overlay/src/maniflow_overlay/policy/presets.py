@@ -92,7 +92,7 @@ PRESETS: Mapping[PresetName, Preset] = {
         time_width=32,
         dropout=0.0,
         horizon=8,
-        lr=1e-3,
+        lr=3e-3,
     ),
 }
 
@@ -142,7 +142,7 @@ class PolicyShape:
 
     @property
     def views(self) -> int:
-        """Encoders' inputs by name: the current frames, and the initial one if it is seen."""
+        """Kinds of pictures: the current frames, and the initial one if it is seen."""
         return 2 if self.arm.sees_initial else 1
 
     @property

@@ -24,7 +24,7 @@ from loom.errors import UserError
 from maniflow_overlay.gripper_path import GripperPath
 from maniflow_overlay.paths.oracle import NOISE, drawn_from
 from maniflow_overlay.sim.expert import stations, way_points
-from maniflow_overlay.sim.scene import APART_M, REACH_M, Scene, hidden, project_relative
+from maniflow_overlay.sim.scene import SPACING_M, SPOTS, Scene, hidden, project_relative
 
 Quality = Literal["perfect", "noisy", "degraded"]
 QUALITIES: tuple[Quality, ...] = get_args(Quality)
@@ -87,7 +87,5 @@ def _wrong_guess(scene: Scene, rng: np.random.Generator) -> Guess:
     layout = scene.layout
     target = (layout.target + int(rng.integers(1, len(layout.blocks)))) % len(layout.blocks)
     taken = np.stack([layout.goal, layout.blocks[target]])
-    while True:
-        goal = rng.uniform(-REACH_M, REACH_M, 2)
-        if np.linalg.norm(taken - goal, axis=1).min() >= APART_M:
-            return Guess(target, goal)
+    away = np.linalg.norm(SPOTS[:, None] - taken, axis=-1).min(axis=1) > SPACING_M / 2
+    return Guess(target, rng.permutation(SPOTS[away])[0])

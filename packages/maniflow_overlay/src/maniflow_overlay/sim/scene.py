@@ -1,6 +1,7 @@
 """The task, without physics: what lies where, how the gripper may move, when it is done.
 
-Three blocks lie on a table; one of them is to be put down on a goal. In the unmarked task the
+Three blocks lie on three of nine spots of a table, a finger's breadth off at most; one of them is
+to be put down on a fourth. In the unmarked task the
 blocks look alike and the goal cannot be seen: only a drawn path tells which block, and where to. In
 the marked task the block has a colour of its own and the goal is a disc of that colour. In an
 occluded episode a curtain slides between camera and table before the block is grasped, and stays.
@@ -26,14 +27,16 @@ from maniflow_overlay.sim.camera import TableCamera
 
 BLOCKS = 3
 BLOCK_HALF_M = 0.025
-REACH_M = 0.15  # blocks and goal lie within this distance of the middle, in x and in y
-APART_M = 0.1  # an open gripper around one block touches no other
+SPACING_M, JITTER_M = 0.12, 0.01
+SPOTS = np.array([(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)]) * SPACING_M
+REACH_M = SPACING_M + JITTER_M  # farthest from the middle, in x and in y
+APART_M = SPACING_M - 2 * JITTER_M  # an open gripper around one block touches no other
 GOAL_RADIUS_M = 0.05
 TIP_LOW_M, TIP_HIGH_M = 0.025, 0.16
 HOVER_M = 0.1
-STEP_M = 0.07  # farthest that the tip moves in a step
-STEPS = 32  # an episode ends here at the latest; the expert needs about half
-CURTAIN_STEPS = (1, 4)  # first step at which a curtain may hide the table, and the last
+STEP_M = 0.25  # farthest that the tip moves in a step: from one station of a way to the next
+STEPS = 20  # an episode ends here at the latest; the expert needs about half
+CURTAIN_STEPS = (1, 2)  # first step at which a curtain may hide the table, and the last
 GRIPPER = 6
 TASK, MARKED_TASK = "pick_place", "pick_place_marked"
 
@@ -89,19 +92,16 @@ class Situation:
 
 
 def draw_layout(seed: int) -> Layout:
-    """Draw blocks, goal and start such that no two of them are in each other's way."""
+    """Draw blocks and goal on four of the nine spots, and a start above the middle."""
     rng = np.random.default_rng([seed, 0x7AB1E])
-    while True:
-        places = rng.uniform(-REACH_M, REACH_M, (BLOCKS + 1, 2))
-        gaps = np.linalg.norm(places[:, None] - places[None], axis=-1)
-        if gaps[np.triu_indices(BLOCKS + 1, 1)].min() >= APART_M:
-            break
-    low, high = [-REACH_M, -REACH_M, HOVER_M], [REACH_M, REACH_M, TIP_HIGH_M]
+    places = rng.permutation(SPOTS)[: BLOCKS + 1]
+    places = places + rng.uniform(-JITTER_M, JITTER_M, places.shape)
+    tip = rng.uniform([-JITTER_M, -JITTER_M, HOVER_M], [JITTER_M, JITTER_M, TIP_HIGH_M])
     return Layout(
         places[:BLOCKS],
         int(rng.integers(BLOCKS)),
         places[BLOCKS],
-        rng.uniform(low, high),
+        tip,
         int(rng.integers(CURTAIN_STEPS[0], CURTAIN_STEPS[1] + 1)),
     )
 
@@ -162,7 +162,7 @@ def reachable(action: np.ndarray, tip_m: np.ndarray) -> tuple[np.ndarray, float]
     action = np.asarray(action, dtype=np.float64)
     if action.shape != (VECTOR,) or not np.isfinite(action).all():
         raise ValueError(f"an action of shape {action.shape}: expected {VECTOR} finite numbers")
-    edge = REACH_M + 0.02
+    edge = REACH_M + 0.03
     wanted = np.clip(action[:3], [-edge, -edge, TIP_LOW_M], [edge, edge, TIP_HIGH_M])
     step = wanted - tip_m
     place = tip_m + step * min(1.0, STEP_M / max(float(np.linalg.norm(step)), 1e-9))

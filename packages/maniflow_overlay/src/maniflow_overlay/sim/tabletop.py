@@ -27,7 +27,7 @@ from maniflow_overlay.sim.scene import (
     vector_of,
 )
 
-MOVING, SETTLING = 16, 6  # physics steps of 4 ms in one step of control
+MOVING, SETTLING = 36, 8  # physics steps of 4 ms in one step of control
 FINGER_OPEN_M = 0.05  # from the middle to the inner face of a finger
 CURTAIN_DISTANCE_M = 0.3
 CURTAIN_SHARE = 0.9  # of the picture's height and width

@@ -35,12 +35,14 @@ class Boundaries:
         logit: Of READ, from the frames (posterior), as it was before a rule.
         prior_logit: Of READ, predicted from the step before (online prior).
         forced: Where a rule made the decision.
+        abs_surprise: Nats by which the frame moved the abstract state, as part of the surprise.
     """
 
     read: Tensor
     logit: Tensor
     prior_logit: Tensor
     forced: Tensor
+    abs_surprise: Tensor
 
 
 @dataclass(frozen=True)

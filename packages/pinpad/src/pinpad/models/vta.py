@@ -350,7 +350,13 @@ class Vta(nn.Module):
             state=state,
             losses=losses,
             surprise=(dyn_obs + dyn_abs).detach(),
-            boundaries=Boundaries(read.detach(), logit.detach(), prior_logit.detach(), forced_all),
+            boundaries=Boundaries(
+                read.detach(),
+                logit.detach(),
+                prior_logit.detach(),
+                forced_all,
+                dyn_abs.detach(),
+            ),
             metrics={
                 "kl": dyn_obs.detach().mean(),
                 "boundary_ratio": made.sum() / count,

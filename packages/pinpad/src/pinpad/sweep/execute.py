@@ -137,7 +137,7 @@ def run_sweep(
         run_log.parent.mkdir(parents=True, exist_ok=True)
     tell(f"[sweep] {count} runs in {root}; follow them with: pinpad monitor {root}")
     with ExitStack() as stack:
-        stack.enter_context(StatusWriter(root, status_file))
+        stack.enter_context(StatusWriter(root, status_file, tell))
         events = executor.run(plan.jobs(settings, root), root, resume, retry_failed=retry_failed)
         stack.callback(events.close)
         for event in events:

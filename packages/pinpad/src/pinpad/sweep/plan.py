@@ -3,7 +3,7 @@
 For each condition and seed there are three jobs, each a plain command in the log root:
 
     NAME.train    pinpad train --config base.yaml --run-dir NAME --resume KEY=VALUE...
-    NAME.judge    pinpad boundaries eval NAME --episodes heldout
+    NAME.judge    pinpad boundaries eval NAME --on heldout
     NAME.draw     pinpad report NAME
 
 Whatever becomes of a training, what follows it runs if a checkpoint is there, and is skipped if
@@ -195,7 +195,7 @@ def _jobs(settings: SweepSettings, root: Path, member: Member, data: Path) -> li
     if settings.vta_eval_every is not None and condition.get("dynamics_type") == "vta":
         own = [*own, f"eval_every={settings.vta_eval_every}"]
     train = ["train", "--config", BASE_FILE, "--run-dir", name, "--resume", *own]
-    judge = ["boundaries", "eval", name, "--episodes", HELDOUT]
+    judge = ["boundaries", "eval", name, "--on", HELDOUT]
     judge += ["--permutations", str(settings.permutations)]
     produced = {
         "train": [f"{name}/{CHECKPOINT}"],
