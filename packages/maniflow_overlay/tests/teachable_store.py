@@ -1,8 +1,8 @@
-"""A small store that something can be learnt from: only its pictures tell the action.
+"""A small store that something can be learnt from.
 
-A bright square stands somewhere; the actions of the episode lead the state to its place and stay
-there. Only the first frame shows the square: afterwards it is gone, and only the path on the
-pictures still says where it was.
+The state of each episode goes from the middle to a place and stays there; a bright square shows the
+place on the first frame, and the path shows it on every one. After the first row the states give
+the direction away, too: that a policy beats trivial answers here does not tell that it looks.
 """
 
 from __future__ import annotations

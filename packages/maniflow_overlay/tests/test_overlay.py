@@ -234,3 +234,32 @@ def test_render_draws_into_a_picture_file(tmp_path):
     (tmp_path / "in.png").write_bytes(b"")
     done = run("overlay", "render", *files)
     assert (done.exit_code, "not a picture" in done.stderr) == (2, True)
+
+
+def test_a_drawing_that_is_scaled_down_is_the_notes_but_for_its_soft_edge():
+    """Drawn into 320x240 and scaled with the picture, as the notes do; then pixel by pixel."""
+    rng = np.random.default_rng(4)
+    outside, inside, sharp = [], [], 0
+    for _ in range(20):
+        rows = [[*rng.uniform(0.1, 0.9, 2).tolist(), int(rng.integers(2))] for _ in range(4)]
+        path = path_from_rows(rows, "case")
+        raw = np.full((240, 320, 3), rng.integers(60, 200, 3), np.uint8)
+        notes = cv2.resize(drawing.draw_path_rgb(raw.copy(), path), (224, 224))
+        flat = cv2.resize(raw, (224, 224))
+        layer = layers.scaled_down(path, (320, 240), 224, 224)
+        ours = layer.apply(flat.copy())
+        free = (notes == flat).all(-1)
+        assert (ours == flat)[free].all()  # nothing is drawn where the notes draw nothing
+        mask = np.zeros((240, 320), np.float32)
+        mask[drawing.draw_path_rgb(np.zeros_like(raw), path).max(-1) > 0] = 1
+        share = cv2.resize(mask, (224, 224))
+        assert set(layer.index.tolist()) == set(np.flatnonzero(share >= 0.5).tolist())
+        solid = share == 1
+        inside.append(np.abs(ours.astype(int) - notes)[solid].max())
+        outside.append((share > 0).sum() / len(layer.index))
+        sharp += len(layer.index)
+    assert max(inside) <= 1
+    assert 1.0 < np.mean(outside) < 2.5
+    assert sharp > 10_000
+    same = layers.scaled_down(path, (224, 224), 224, 224)
+    assert np.array_equal(same.value, layers.covered_by(path, 224, 224).value)

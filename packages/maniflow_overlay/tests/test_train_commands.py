@@ -79,6 +79,12 @@ def test_a_report_is_written_again_and_says_what_it_left_out(trained, tmp_path):
     assert command("report", run).exit_code == 0
     assert page.is_file()
     assert command("report", tmp_path / "absent").exit_code == 2
+    for damage in ("{}", '{"metrics": 3}', '{"metrics": {"a": "b"}}', "[", ""):
+        (tmp_path / "evaluation").mkdir(exist_ok=True)
+        (tmp_path / "evaluation/open_loop.json").write_text(damage, encoding="utf-8")
+        done = command("report", tmp_path)
+        assert done.exit_code == 2, (damage, done.output)
+        assert "open_loop.json" in done.stderr
 
 
 def test_without_a_store_simulated_episodes_are_recorded_once(tmp_path, monkeypatch):
@@ -140,7 +146,8 @@ def test_a_step_that_does_not_end_is_spoken_of_and_leaves_all_stacks(tmp_path):
             time.sleep(0.01)
         watchdog.step_ended(8)
 
-    with Watchdog(tmp_path, said.append, warned.append, limit_s=0.3, speak_s=0.1) as watchdog:
+    limits = {"limit_s": 0.3, "silence_s": 0.1, "long_step_s": 0.0}
+    with Watchdog(tmp_path, said.append, warned.append, **limits) as watchdog:
         watchdog.step_ended(7)
         stuck_in_this_very_place(watchdog)
     assert "since step 7 ended" in said[0]
@@ -148,17 +155,27 @@ def test_a_step_that_does_not_end_is_spoken_of_and_leaves_all_stacks(tmp_path):
     assert str(tmp_path / STACKS) in warned[0]
     stacks = (tmp_path / STACKS).read_text(encoding="utf-8")
     assert "stuck_in_this_very_place" in stacks
-    assert "after step 7" in stacks
+    assert "since step 7 ended" in stacks
 
 
 def test_a_run_whose_steps_end_is_left_in_peace(tmp_path):
     said: list[str] = []
-    with Watchdog(tmp_path, said.append, said.append, limit_s=0.5, speak_s=0.4) as watchdog:
-        for step in range(30):
-            time.sleep(0.02)
+    limits = {"limit_s": 2.0, "silence_s": 0.1, "long_step_s": 1.0}
+    with Watchdog(tmp_path, said.append, said.append, **limits) as watchdog:
+        for step in range(50):
+            time.sleep(0.05)
             watchdog.step_ended(step)
     assert said == []
     assert not (tmp_path / STACKS).exists()
+
+
+def test_nothing_is_said_while_the_log_tells_enough(tmp_path):
+    said: list[str] = []
+    with Watchdog(tmp_path, said.append, said.append, limit_s=9, silence_s=1.0, long_step_s=0):
+        for _ in range(40):
+            time.sleep(0.05)
+            (tmp_path / "log.txt").write_text("a line of progress", encoding="utf-8")
+    assert said == []
 
 
 @pytest.mark.slow

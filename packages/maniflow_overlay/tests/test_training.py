@@ -322,3 +322,19 @@ def test_two_processes_take_the_steps_of_one(store, tmp_path):
     for place, value in ours.items():
         if place.startswith("/model/") and isinstance(value, torch.Tensor):
             torch.testing.assert_close(value, theirs[place], rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "spatial"])
+def test_half_precision_gives_the_loss_of_full_precision_and_full_precision_weights(store, preset):
+    batches, model = made_batches(store, f"preset={preset}", "horizon=8")
+    objective = FlowObjective(stirred(model.shape, seed=5))
+    batch = batches(3, Shard())
+    full = objective(model, batch, 3).total
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = objective(model, batch, 3).total
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(full.item(), rel=0.05)
+    half.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert {g.dtype for g in gradients} == {torch.float32}
+    assert all(bool(g.isfinite().all()) for g in gradients)

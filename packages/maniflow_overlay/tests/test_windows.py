@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from loom.errors import UserError
 from loom.sampling import Shard
 from maniflow_overlay.data.frame_store import FrameStore
@@ -103,3 +104,25 @@ def test_an_epoch_covers_every_window_once_for_any_number_of_processes(store):
     )
     with pytest.raises(UserError, match="needs paths"):
         Batches(store, None, windows, show="current")
+
+
+def test_a_batch_that_somebody_holds_is_never_written_again(store):
+    """Pictures live in buffers that are used again: only those that nobody looks at any more."""
+    layers = attach(store)
+    windows = Windows(store.begins, store.ends, WindowShape())
+    batches = Batches(store, layers, windows, show="initial_current", fuse="concat6", batch=9)
+    held = [batches(step) for step in range(12)]
+    kept_views = [torch.from_numpy(batches(step).current)[1, 0] for step in range(12, 15)]
+    fresh = [
+        Batches(store, layers, windows, show="initial_current", fuse="concat6", batch=9)(step)
+        for step in range(15)
+    ]
+    for ours, expected in zip(held, fresh, strict=False):
+        assert np.array_equal(ours.current, expected.current)
+        assert ours.initial is not None
+        assert np.array_equal(ours.initial, expected.initial)
+    for view, expected in zip(kept_views, fresh[12:], strict=True):
+        assert np.array_equal(view.numpy(), expected.current[1, 0])
+    del held, kept_views, ours, view
+    first = {id(batches._buffers.take((9, 2, 2, 16, 20, 3)).base) for _ in range(5)}
+    assert len(first) == 1

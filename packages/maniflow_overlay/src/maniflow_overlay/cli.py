@@ -280,11 +280,15 @@ def data_export(
 def data_attach(
     store: Store,
     paths: Annotated[Path, typer.Argument(help="paths.jsonl.")],
+    draw_size: Annotated[
+        str | None,
+        typer.Option(help="Draw at this WIDTHxHEIGHT and scale down; the notes: 320x240."),
+    ] = None,
 ) -> None:
-    """Draw paths into layers of a frame store."""
+    """Draw paths into layers of a frame store, at the store's size if no other is given."""
     from maniflow_overlay.data.commands import attach_command
 
-    attach_command(store, paths)
+    attach_command(store, paths, draw_size)
 
 
 @data.command("inspect")

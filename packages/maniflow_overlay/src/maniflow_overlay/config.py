@@ -162,6 +162,11 @@ class TrainConfig(Config):
         return {} if self.num_epochs is not None else {"lr": self.learning_rate(self.steps)}
 
     @property
+    def max_steps(self) -> int | None:
+        """Where the schedules end, where that does not depend on the data."""
+        return self.steps if self.num_epochs is None else None
+
+    @property
     def arm(self) -> Arm:
         """What the policy gets to see."""
         return Arm(self.mode, self.fuse)

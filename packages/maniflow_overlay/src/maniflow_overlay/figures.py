@@ -58,10 +58,12 @@ def input_pictures(config: TrainConfig) -> list[tuple[str, np.ndarray]]:
         raise UserError("the run names no store")
     store = FrameStore(config.store)
     layers = PathLayers(store) if config.mode != "none" else None
+    # Without padding in front and one observed row, windows count like rows.
     windows = Windows(store.begins, store.ends, WindowShape(observed=1, before=0))
     batches = Batches(store, layers, windows, show=config.mode, fuse="concat6")
-    chosen = np.linspace(0, len(windows) - 1, SHOWN + 2).astype(np.int64)[1:-1]
-    data = batches.samples(chosen)
+    episodes = np.linspace(0, len(store.ends) - 1, SHOWN).round().astype(np.int64)
+    lengths = (store.ends - store.begins)[episodes]
+    data = batches.samples(store.begins[episodes] + lengths // 3)
     current = torch.from_numpy(data.current)
     initial = None if data.initial is None else torch.from_numpy(data.initial)
     rng = np.random.default_rng(config.seed)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from loom.errors import UserError
 from loom.files import read_json, write_json
 
 from maniflow_overlay.arms import as_channels
@@ -99,8 +100,15 @@ def write_scores(path: Path, metrics: Mapping[str, float], windows: int, step: i
 def read_scores(path: Path) -> tuple[dict[str, dict[str, float]], str]:
     """Return the scores by who answers, the policy first, and one sentence about them."""
     stored = read_json(path)
-    rows: dict[str, dict[str, float]] = {}
-    for key, value in stored["metrics"].items():
-        name, _, measure = key.removeprefix("baseline/").removeprefix("metric/").rpartition("/")
-        rows.setdefault(name or "policy", {})[measure] = value
-    return rows, f"{stored['windows']} windows of validation after step {stored['step']}"
+    rows: dict[str, dict[str, float]] = {"policy": {}}
+    try:
+        for key, value in stored["metrics"].items():
+            name, _, measure = key.removeprefix("baseline/").removeprefix("metric/").rpartition("/")
+            rows.setdefault(name or "policy", {})[measure] = float(value)
+        about = f"{stored['windows']} windows of validation after step {stored['step']}"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} does not hold the scores of a validation ({error!r})",
+            hint="resume the run: it validates again at its end",
+        ) from error
+    return rows, about

@@ -133,33 +133,20 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Policy, FitResult
     ):
         device = choose_device(config.device)
         data = read_data(config, run)
-        model = new_policy(config, data, run).to(device)
-        model.to(memory_format=torch.channels_last)
-        state = TrainState(
-            model,
-            torch.optim.AdamW(
-                [{"params": list(model.parameters()), "name": "policy"}],
-                betas=config.betas,
-                weight_decay=config.weight_decay,
-                fused=True,
-            ),
-            ema_decay=config.ema_decay,
-            extras={"policy": PolicyRecord(model.shape)},
-        )
+        state = new_state(config, new_policy(config, data, run).to(device))
         total = config.total_steps(len(data.training))
         precision = _precision(config, device)
         run.info(
             f"[policy] {config.preset}, {config.mode}, {config.fuse}: "
-            f"{parameter_count(model):,} parameters on {device} in {precision}; {total} steps of "
-            f"{config.batch_size}, {total * config.batch_size / len(data.training):.1f} epochs"
+            f"{parameter_count(state.model):,} parameters on {device} in {precision}; {total} "
+            f"steps of {config.batch_size}, "
+            f"{total * config.batch_size / len(data.training):.1f} epochs"
         )
         open_loop = OpenLoop(data.validation, data.store.action[data.rows].mean(axis=0))
-        batches = Prefetch(TrainingBatches(data.training, config, model.shape, device))
+        batches = Prefetch(TrainingBatches(data.training, config, state.model.shape, device))
 
-        def before_step(step: int) -> None:
-            # Dropout draws from torch's global generator: a function of the step, too.
-            rank = distributed.shard().rank
-            torch.manual_seed(int(draw_rng(config.seed, step, f"dropout {rank}").integers(2**62)))
+        def validate(averaged: OverlayPolicy) -> dict[str, float]:
+            return open_loop.evaluate(policy_of(averaged, config), config.val_windows)
 
         try:
             result = fit(
@@ -169,14 +156,9 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Policy, FitResult
                 batch=batches,
                 loss=FlowObjective(state.ema_model, config.target_t),
                 lr=config.learning_rate(total).at,
-                evaluate=Every(
-                    config.val_every,
-                    lambda averaged: open_loop.evaluate(
-                        policy_of(averaged, config), config.val_windows
-                    ),
-                ),
+                evaluate=Every(config.val_every, validate),
                 gates=config.gates,
-                before_step=before_step,
+                before_step=lambda step: _seed_dropout(config.seed, step),
                 after_step=lambda step: watchdog.step_ended(step + 1),
                 accumulate=config.gradient_accumulate_every,
                 clip_norm=config.clip_norm,
@@ -189,13 +171,28 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Policy, FitResult
             batches.close()
         policy = policy_of(state.ema_model, config)
         if run.is_main:
-            metrics = open_loop.evaluate(policy)
-            run.info(
-                f"[validation] all {len(data.validation)} windows: action_mse "
-                f"{metrics['metric/action_mse']:.4g}"
-            )
-            write_scores(run.path(SCORES), metrics, len(data.validation), result.step)
+            scores = open_loop.evaluate(policy)
+            write_scores(run.path(SCORES), scores, len(data.validation), result.step)
     return policy, result
+
+
+def new_state(config: TrainConfig, model: OverlayPolicy) -> TrainState[OverlayPolicy]:
+    """Put a network together with its optimiser and its averaged copy, the teacher."""
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        [{"params": list(model.parameters()), "name": "policy"}],
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    record = PolicyRecord(model.shape)
+    return TrainState(model, optimizer, ema_decay=config.ema_decay, extras={"policy": record})
+
+
+def _seed_dropout(seed: int, step: int) -> None:
+    """Make dropout, which draws from torch's global generator, a function of the step, too."""
+    rng = draw_rng(seed, step, f"dropout {distributed.shard().rank}")
+    torch.manual_seed(int(rng.integers(2**62)))
 
 
 def policy_of(model: OverlayPolicy, config: TrainConfig) -> Policy:

@@ -58,13 +58,13 @@ class TrainingBatches:
             rng = draw_rng(config.seed, step, "augmentation")
             varying = draw_augmentation(count, config.augment, rng).part(own).part(order)
             augment = AugmentTensors(*map(self._moved, varying))
-        data = self._batches(step, shard)
+        data = self._batches.samples(self._batches.chosen(step, shard)[order])
         return TrainingBatch(
-            current=self._moved(data.current[order]),
-            initial=None if data.initial is None else self._moved(data.initial[order]),
-            state=self._moved(data.state[order]),
-            action=self._moved(data.action[order]),
-            task=self._moved(data.task[order]),
+            current=self._moved(data.current),
+            initial=None if data.initial is None else self._moved(data.initial),
+            state=self._moved(data.state),
+            action=self._moved(data.action),
+            task=self._moved(data.task),
             noise=self._moved(draws.noise),
             time=self._moved(draws.time),
             delta=self._moved(draws.delta),

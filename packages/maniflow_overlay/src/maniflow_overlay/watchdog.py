@@ -1,9 +1,9 @@
 """A thread that speaks up when no step ends.
 
-The notes took a training for deadlocked because its progress bar wrote into a buffer. Here a line
-says every few seconds how long the step has been under way, also through a pipe; after `limit_s`
-the stacks of all threads are written once into the run's `stacks.txt`, so that what it really
-waits for can be read.
+The notes took a training for deadlocked because its progress bar wrote into a buffer. Here, when
+nothing has been said for nine seconds because a step takes long, a line tells for how long, also
+through a pipe; after `limit_s` the stacks of all threads are written once into the run's
+`stacks.txt`, so that what it really waits for can be read.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from loom.run import LOG_FILE
+
 STACKS = "stacks.txt"
-SPEAK_S = 8.0
+SILENCE_S = 9.0
+LONG_STEP_S = 2.0  # shorter ones end in time for the progress line
+_POLLS = 10
 
 
 class Watchdog:
     """Watches the time since the last step; used as a context manager.
 
     Args:
-        directory: Where `stacks.txt` goes.
+        directory: Of the run; its log tells when something was last said.
         say: Takes a line for the log.
         warn: Takes the one line that says where the stacks are.
         limit_s: Without a step for so long, the stacks are written.
-        speak_s: Without a step for so long, a line says so, and again each time.
+        silence_s: Without a line for so long, a long step is spoken of.
+        long_step_s: How long a step is long.
     """
 
     def __init__(
@@ -38,21 +43,21 @@ class Watchdog:
         warn: Callable[[str], None],
         *,
         limit_s: float,
-        speak_s: float = SPEAK_S,
+        silence_s: float = SILENCE_S,
+        long_step_s: float = LONG_STEP_S,
     ) -> None:
-        self._path = directory / STACKS
+        self._log, self._stacks = directory / LOG_FILE, directory / STACKS
         self._say, self._warn = say, warn
-        self._limit_s, self._speak_s = limit_s, speak_s
-        self._last = (0, time.monotonic())
+        self._limit_s, self._silence_s, self._long_step_s = limit_s, silence_s, long_step_s
+        self._last = ("the run began", time.time())
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def step_ended(self, step: int) -> None:
         """Note that a step is complete."""
-        self._last = (step, time.monotonic())
+        self._last = (f"step {step} ended", time.time())
 
     def __enter__(self) -> Self:
-        self.step_ended(0)
         self._thread.start()
         return self
 
@@ -66,21 +71,23 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        seen, spoken, dumped = self._last, 0, False
-        while not self._end.wait(min(self._speak_s, self._limit_s) / 8):
-            if self._last != seen:
-                seen, spoken, dumped = self._last, 0, False
-            waited = time.monotonic() - seen[1]
-            if waited >= (spoken + 1) * self._speak_s:
-                spoken = int(waited / self._speak_s)
-                self._say(f"[wait] {waited:.0f} s since step {seen[0]} ended; still at work")
-            if waited >= self._limit_s and not dumped:
-                dumped = True
-                self._dump(waited, seen[0])
+        said, dumped = time.time(), None
+        while not self._end.wait(min(self._silence_s, self._limit_s) / _POLLS):
+            what, since = self._last
+            now = time.time()
+            waited = now - since
+            if self._log.is_file():
+                said = max(said, self._log.stat().st_mtime)
+            if waited >= self._long_step_s and now - said >= self._silence_s:
+                said = now
+                self._say(f"[wait] {waited:.0f} s since {what}; still at work")
+            if waited >= self._limit_s and dumped != since:
+                dumped = since
+                self._dump(waited, what)
 
-    def _dump(self, waited: float, step: int) -> None:
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(f"no step for {waited:.1f} s after step {step}\n")
+    def _dump(self, waited: float, what: str) -> None:
+        with self._stacks.open("a", encoding="utf-8") as stream:
+            stream.write(f"no step ended in the {waited:.1f} s since {what}\n")
             stream.flush()
             faulthandler.dump_traceback(stream, all_threads=True)
-        self._warn(f"[watchdog] no step ended for {waited:.1f} s: all stacks are in {self._path}")
+        self._warn(f"[watchdog] no step ended for {waited:.1f} s: all stacks are in {self._stacks}")

@@ -165,8 +165,9 @@ def _convert(
     inspect_command(store)
 
 
-def attach_command(store: Path, paths: Path) -> None:
-    """Draw the paths of a file into layers of a store."""
+def attach_command(store: Path, paths: Path, draw_size: str | None = None) -> None:
+    """Draw the paths of a file into layers of a store, at its size or scaled down from another."""
+    drawn_at = read_size(draw_size) if draw_size else None
     opened = FrameStore(store)
     known = {row.key: row for row in read_paths(paths)}
     rows = [
@@ -181,7 +182,8 @@ def attach_command(store: Path, paths: Path) -> None:
         )
     drawn = [row.path if row else None for row in rows]
     statuses = [row.status if row else "absent" for row in rows]
-    counts = write_layers(opened, drawn, statuses, f"{paths.name} {sha256_file(paths)}")
+    about = f"{paths.name} {sha256_file(paths)}"
+    counts = write_layers(opened, drawn, statuses, about, drawn_at=drawn_at)
     print_table(["status", "frames"], list(counts.items()))
 
 

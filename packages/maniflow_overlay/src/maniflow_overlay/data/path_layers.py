@@ -23,7 +23,7 @@ from loom.files import explained, read_json, sha256_file, write_atomic, write_js
 
 from maniflow_overlay.data.frame_store import FrameStore
 from maniflow_overlay.gripper_path import GripperPath
-from maniflow_overlay.overlay.layers import SparseLayer, covered_by
+from maniflow_overlay.overlay.layers import SparseLayer, scaled_down
 
 VERSION = 1
 FOLDER, LAYERS, OFFSET, STATUS = "paths", "layers.bin", "offset.i64", "status.json"
@@ -31,7 +31,12 @@ _PIXEL_BYTES = 7
 
 
 def write_layers(
-    store: FrameStore, paths: Sequence[GripperPath | None], statuses: Sequence[str], source: str
+    store: FrameStore,
+    paths: Sequence[GripperPath | None],
+    statuses: Sequence[str],
+    source: str,
+    *,
+    drawn_at: tuple[int, int] | None = None,
 ) -> dict[str, int]:
     """Draw one path per row and write the layers.
 
@@ -40,6 +45,8 @@ def write_layers(
         paths: One per row, None where there is none.
         statuses: One per row, for the counts.
         source: Where the paths come from, kept as text.
+        drawn_at: Width and height at which they are drawn, before they are scaled to the store's
+            size; None draws them at that size.
 
     Returns:
         Rows by status.
@@ -51,12 +58,13 @@ def write_layers(
         folder.mkdir(exist_ok=True)
         (folder / STATUS).unlink(missing_ok=True)  # without it there are no layers
     offset = np.zeros(len(store) + 1, "<i8")
+    size = drawn_at or (store.shape.width, store.shape.height)
     last: tuple[GripperPath | None, bytes] = (None, b"")
     temporary = folder / f".{LAYERS}.tmp"
     with explained(temporary), temporary.open("wb") as stream:
         for row, path in enumerate(paths):
             if path != last[0]:  # held paths are drawn once
-                last = (path, _packed(path, store))
+                last = (path, _packed(path, store, size))
             stream.write(last[1])
             offset[row + 1] = offset[row] + len(last[1])
         stream.flush()
@@ -70,6 +78,7 @@ def write_layers(
         "width": store.shape.width,
         "height": store.shape.height,
         "source": source,
+        "drawn_at": list(size),
         "rows": counts,
         "layers_sha256": sha256_file(folder / LAYERS),
         "offset_sha256": sha256_file(folder / OFFSET),
@@ -78,10 +87,10 @@ def write_layers(
     return counts
 
 
-def _packed(path: GripperPath | None, store: FrameStore) -> bytes:
+def _packed(path: GripperPath | None, store: FrameStore, size: tuple[int, int]) -> bytes:
     if path is None:
         return b""
-    layer = covered_by(path, store.shape.width, store.shape.height)
+    layer = scaled_down(path, size, store.shape.width, store.shape.height)
     return layer.index.astype("<u4").tobytes() + layer.value.tobytes()
 
 

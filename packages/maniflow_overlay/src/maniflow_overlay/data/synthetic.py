@@ -85,7 +85,7 @@ def write_episode(path: Path, scene: Scene, number: int, layout: Layout = "old")
     rotation = np.tile([1.0, 0, 0, 0], (scene.steps, 1))  # w x y z
     left = np.concatenate([tip - [TIP_OFFSET_M, 0, 0], rotation], axis=1)
     right = np.tile([0.5, 0, 0.3, 1, 0, 0, 0], (scene.steps, 1))
-    rng = np.random.default_rng([scene.seed, number, 1])
+    rng = np.random.default_rng([scene.seed, 1])  # one robot: the same joints in every episode
     mixing = rng.normal(size=(3, 6))
     vector = np.zeros((scene.steps, VECTOR))
     vector[:, :6], vector[:, 6] = tip @ mixing, opening

@@ -18,6 +18,7 @@ from loom.sampling import Shard, epoch_indices
 from maniflow_overlay.arms import Arm, Fuse, Mode
 from maniflow_overlay.data.frame_store import FrameStore
 from maniflow_overlay.data.path_layers import PathLayers
+from maniflow_overlay.data.picture_buffers import PictureBuffers
 
 ALONE = Shard()
 
@@ -133,11 +134,15 @@ class Batches:
         self._store, self._layers, self._windows = store, layers, windows
         self._arm, self._fuse = Arm(show, fuse), fuse
         self._batch, self._seed = batch, seed
+        self._buffers = PictureBuffers()
 
     def __call__(self, step: int, shard: Shard = ALONE) -> Batch:
         """Return the samples of a step for one process."""
-        chosen = epoch_indices(len(self._windows), self._seed, step, self._batch, shard)
-        return self.samples(chosen)
+        return self.samples(self.chosen(step, shard))
+
+    def chosen(self, step: int, shard: Shard = ALONE) -> np.ndarray:
+        """Return the windows of a step for one process, (n,) int64."""
+        return epoch_indices(len(self._windows), self._seed, step, self._batch, shard)
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -160,12 +165,13 @@ class Batches:
 
     def _pictures(self, rows: np.ndarray, *, drawn: bool) -> np.ndarray:
         """Return (n, pictures, H, W, 3)."""
-        if not drawn or self._layers is None:
-            return self._store.read_frames(rows)[:, None]
-        if self._fuse == "overlay":
-            return self._layers.paint(self._store.read_frames(rows), rows)[:, None]
         shape = self._store.shape
-        pictures = np.zeros((len(rows), 2, shape.height, shape.width, 3), np.uint8)
+        beside = drawn and self._fuse == "concat6"
+        size = (len(rows), 2 if beside else 1, shape.height, shape.width, 3)
+        pictures = self._buffers.take(size)
         self._store.read_frames(rows, pictures[:, 0])
-        self._layers.paint(pictures[:, 1], rows)
+        if drawn and self._layers is not None:
+            if beside:
+                pictures[:, 1] = 0
+            self._layers.paint(pictures[:, -1], rows)
         return pictures

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from maniflow_overlay.gripper_path import GripperPath
@@ -51,6 +52,34 @@ def covered_by(path: GripperPath, width: int, height: int) -> SparseLayer:
     """Return the layer that equals drawing `path` into any picture of this size."""
     on_black = draw_path_rgb(np.zeros((height, width, 3), np.uint8), path)
     return _layer(on_black.max(axis=-1) > 0, on_black)
+
+
+def scaled_down(
+    path: GripperPath, drawn_at: tuple[int, int], width: int, height: int
+) -> SparseLayer:
+    """Return a path drawn at one size and scaled to another, without its soft edge.
+
+    The notes draw into pictures of 320x240 and scale them down bilinearly, which narrows the line
+    and turns circles into ellipses. The same is done here to the drawing on black and to its
+    coverage; a pixel that is covered by at least half takes the drawing's colour, the others stay
+    free. So the layer is still one for every background.
+
+    Args:
+        path: Relative coordinates.
+        drawn_at: Width and height of the drawing.
+        width: Of the layer.
+        height: Of the layer.
+    """
+    if drawn_at == (width, height):
+        return covered_by(path, width, height)
+    on_black = draw_path_rgb(np.zeros((drawn_at[1], drawn_at[0], 3), np.uint8), path)
+    covered = (on_black.max(axis=-1) > 0).astype(np.float32)
+    share = cv2.resize(covered, (width, height), interpolation=cv2.INTER_LINEAR)
+    colour = cv2.resize(
+        on_black.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR
+    )
+    colour = colour / np.maximum(share, 0.5)[..., None]
+    return _layer(share >= 0.5, np.clip(np.rint(colour), 1, 255).astype(np.uint8))
 
 
 def difference(raw: np.ndarray, drawn: np.ndarray) -> SparseLayer:

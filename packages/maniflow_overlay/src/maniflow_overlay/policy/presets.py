@@ -2,7 +2,7 @@
 
     parity    the notes' network: a ResNet-18 per view, all features in one context token
     spatial   one ResNet-18 for all pictures, 7x7 tokens from each, a token per state
-    tiny      three convolutions, 4x4 tokens of a 64x64 picture: trains on a CPU in minutes
+    tiny      three convolutions and where each feature is, a token a picture: minutes on a CPU
 
 `parity` attends to a single token, so its cross-attention has nothing to choose from: 4.7 million
 of its parameters get no gradient. It is there to compare with; `spatial` is what to train.
@@ -92,7 +92,7 @@ PRESETS: Mapping[PresetName, Preset] = {
         time_width=32,
         dropout=0.0,
         horizon=8,
-        lr=1e-3,
+        lr=3e-3,
     ),
 }
 
@@ -142,7 +142,7 @@ class PolicyShape:
 
     @property
     def views(self) -> int:
-        """Encoders' inputs by name: the current frames, and the initial one if it is seen."""
+        """Kinds of pictures: the current frames, and the initial one if it is seen."""
         return 2 if self.arm.sees_initial else 1
 
     @property
