@@ -61,7 +61,7 @@ def ours(settings: tuple[str, ...]) -> Callable[[], object]:
 def peer(checkout: Path) -> Callable[[], object]:
     """Return an update of NM512/dreamerv3-torch at the equal shapes."""
     sys.path.insert(0, str(checkout))
-    import models  # ty: ignore[unresolved-import]
+    import models  # ty: ignore[import-not-found]
 
     values = parse_yaml((checkout / "configs.yaml").read_text(), "configs.yaml")["defaults"]
     values |= {"device": "cpu", "compile": False, "num_actions": ACTIONS, "units": 128}

@@ -28,7 +28,7 @@ SETTINGS = {
 }
 
 
-GROUP_STEPS = 6  # Adam divides rounding by rounding where a gradient is nearly zero: few updates
+GROUP_STEPS = 3  # where a gradient is nearly zero, Adam makes whole steps of its rounding
 
 
 def train(root: Path, directory: Path, *, resume: bool, steps: int) -> None:

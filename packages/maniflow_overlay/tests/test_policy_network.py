@@ -12,6 +12,7 @@ import pytest
 import torch
 from maniflow_overlay.arms import Arm
 from maniflow_overlay.policy.ditx import Ditx, DitxShape
+from maniflow_overlay.policy.encoder import SmallTrunk
 from maniflow_overlay.policy.model import OverlayPolicy, parameter_count
 from maniflow_overlay.policy.presets import PolicyShape, PresetName
 from maniflow_overlay.policy.resnet import FrozenBatchNorm, ResNet18
@@ -71,7 +72,7 @@ def test_six_channels_tasks_and_single_views_change_only_what_they_must(parity):
     assert spatial.ditx.context_position.shape == (1, 147, 512)
     base = full("tiny", Arm("initial_current"))
     six = full("tiny", Arm("initial_current", "concat6"))
-    assert parameter_count(six) - parameter_count(base) == 3 * 4 * 4 * 32
+    assert parameter_count(six) - parameter_count(base) == 3 * 4 * 4 * 24
     assert parameter_count(full("tiny", Arm("none", "concat6"))) == parameter_count(
         full("tiny", Arm("none"))
     )
@@ -327,3 +328,26 @@ def test_the_small_shape_of_these_tests_is_legal_and_a_longer_chunk_is_not():
     assert SHAPE.action_steps == 7
     with pytest.raises(ValueError, match="behind the horizon of 8"):
         shape(action_steps=8)
+
+
+def test_the_small_trunk_gives_the_expected_place_of_each_feature():
+    trunk = SmallTrunk(3)
+    maps = []
+    trunk.convs[-1].register_forward_hook(lambda module, given, out: maps.append(out.double()))
+    with torch.no_grad():
+        trunk.convs[-1].weight.mul_(20)  # peaks that are sharp enough to lie somewhere
+        found = trunk(torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)))
+    (m,) = maps
+    assert m.shape == (2, 48, 4, 6)
+    for picture in range(2):
+        for feature in range(48):
+            total = x = y = 0.0
+            for row in range(4):
+                for column in range(6):
+                    weight = math.exp(m[picture, feature, row, column])
+                    total += weight
+                    x += weight * (-1 + 2 * column / 5)
+                    y += weight * (-1 + 2 * row / 3)
+            assert float(found[picture, feature, 0, 0]) == pytest.approx(x / total, abs=1e-5)
+            assert float(found[picture, 48 + feature, 0, 0]) == pytest.approx(y / total, abs=1e-5)
+    assert found.abs().max() > 0.3

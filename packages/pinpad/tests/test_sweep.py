@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from loom import processes
+from loom.config import resolve
 from loom.doctor import Finding
 from loom.errors import UserError
 from pinpad.cli import app
@@ -18,6 +19,7 @@ from pinpad.sweep.conditions import BOUNDARY4
 from pinpad.sweep.plan import SweepSettings, jobs, members
 from pinpad.sweep.state import read_sweep
 from pinpad.sweep.status_file import read_status_file, write_status_file
+from pinpad.train_config import TrainConfig
 from typer.testing import CliRunner
 
 STUB = Path(__file__).with_name("stub_pinpad.py")
@@ -70,6 +72,18 @@ def test_the_conditions_are_those_of_the_first_experiments():
         "pinpad_vta_force10_t1": (30, 10, 1, 0, 0),
         "pinpad_vta_force0_t2_rate": (50, 0, 2, 0.1, 0.5),
     }
+
+
+def test_a_rule_that_never_acts_in_training_is_said():
+    def said(*overrides):
+        return "".join(resolve(TrainConfig, None, overrides).notices)
+
+    rule = ["dynamics_type=vta", "vta_boundary_force_scale=10", "vta_max_seg_len=30"]
+    assert "batch_length 30 is not above vta_max_seg_len 30" in said(*rule, "batch_length=30")
+    assert said(*rule, "batch_length=31") == ""
+    assert said("dynamics_type=vta", "vta_max_seg_len=30", "batch_length=16") == ""
+    force10 = [f"{key}={value}" for key, value in BOUNDARY4["pinpad_vta_force10_t1"].items()]
+    assert said(*plan.EMBEDDED, *force10) == ""
 
 
 def test_each_condition_and_seed_is_trained_judged_and_drawn(tmp_path):
@@ -127,6 +141,7 @@ def test_the_variables_of_the_earlier_script_are_defaults(here, monkeypatch):
     # The earlier script counted four runs for each seed even where it left out the RSSM.
     assert len(members(settings)) == 6
     assert "pinpad_rssm" not in settings.conditions
+    assert "pinpad_vta_force10_t1: [config] batch_length 16 is not above" in done.output
     assert seen["root"] == Path("logdir/full10")
     assert (seen["run_log"], seen["status_file"]) == (Path("run.log"), Path("status.env"))
 

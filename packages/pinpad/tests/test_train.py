@@ -12,6 +12,7 @@ from pinpad.data.collect import collect
 from pinpad.data.players import parse_mix
 from pinpad.restore import restore_agent, restore_world
 from pinpad.returns import Judging, read_returns, scripted_returns
+from pinpad.train import new_agent
 from pinpad.train_config import PRESETS, TrainConfig, preset_names
 from pinpad.training_run import resolve_training
 from typer.testing import CliRunner
@@ -135,6 +136,12 @@ def test_every_preset_can_be_chosen(name):
     default = TrainConfig()
     changed = differences(plain(default), plain(chosen.model_copy(update={"seed": 0})))
     assert bool(changed) is (name != "cpu_tiny"), changed
+    pixels = chosen.size**2 * 3
+    agent = new_agent(chosen, pixels, torch.Generator().manual_seed(0))
+    state, nothing = agent.world.dynamics.zeros(1, agent.world.pixel_mean), torch.zeros(1, 5)
+    first = torch.ones(1, dtype=torch.bool)
+    _, action = agent.act(state, torch.rand(1, pixels), nothing, first, None)
+    assert action.sum() == 1
 
 
 def test_a_file_lies_below_a_preset_and_a_preset_below_the_rest(here):
@@ -152,6 +159,7 @@ def test_a_file_lies_below_a_preset_and_a_preset_below_the_rest(here):
         (["--preset", "cpu_huge"], "there are cpu_small, cpu_tiny"),
         (["steps=10"], "prefill is 100000"),
         (["action_repeat=2"], "are not repeated"),
+        (["--data", "recorded"], "an agent makes its own episodes"),
         (["players=nobody"], "'nobody' is no player"),
     ],
 )

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from loom.device import choose_device
 from loom.errors import UserError
 from loom.loop import Every, FitResult, Losses, Prefetch, Shard, TrainState, fit
 from loom.native import cores_for_kernels
@@ -175,7 +176,7 @@ def train_driver(
         write_model_file(run.dir, file)
     section = config.train
     for module in (model, *(extras or {}).values()):
-        module.to(device_of_setting(config.device))
+        module.to(choose_device(config.device))
     groups: list[dict[str, Any]] = [{"name": "model", "params": list(model.parameters())}]
     for name, extra in (extras or {}).items():
         groups.append({"name": name, "params": list(extra.parameters())})
@@ -211,20 +212,6 @@ def train_driver(
         save_model(config.save_path, model, file)
         run.info(f"[model] written to {config.save_path}")
     return result
-
-
-def device_of_setting(device: str) -> torch.device:
-    """Return the device that a setting means; `auto` takes CUDA where there is one.
-
-    Raises:
-        UserError: It is unknown, or CUDA is asked for and there is none.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device {device!r}", hint="take auto, cpu or cuda")
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise UserError("device=cuda, but torch finds no CUDA device", hint="take device=auto")
-    return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 
 def new_model(config: DriverConfig, run: Run, file: ModelFile) -> Any:

@@ -4,7 +4,7 @@ Option names are those of earlier runs. Sizes and weights are those with which a
 learnt pinpad_three from 16 x 16 images on one CPU thread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -60,6 +60,9 @@ class WorldConfig(Config):
     )
     image_scale: Positive = Field(3.0, description="weight of the frames' cross-entropy")
     precision: Literal[16, 32, "bf16"] = 32
+    threads: int = Field(
+        1, ge=1, description="of the CPU; on tensors this small more of them wait for each other"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
     eval_every: int = Field(500, ge=1)
     log_every: int = Field(50, ge=1)
@@ -121,6 +124,15 @@ class WorldConfig(Config):
                 "a pull to no boundaries at all has no finite divergence"
             )
         return self
+
+    def notices(self) -> Iterable[str]:
+        """Say where a rule about segments can never act in training."""
+        acts = self.dynamics_type == "vta" and self.vta_boundary_force_scale > 0
+        if acts and self.batch_length <= self.vta_max_seg_len:
+            yield (
+                f"[config] batch_length {self.batch_length} is not above vta_max_seg_len "
+                f"{self.vta_max_seg_len}: no training window is long enough for the rule to act"
+            )
 
     def dynamics(self) -> "RssmSettings | VtaSettings":
         """Return the settings of the chosen latent dynamics."""

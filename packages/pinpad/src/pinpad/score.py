@@ -63,7 +63,8 @@ def score_folder(run: Path, episodes: Path, output: Path) -> list[Path]:
     Raises:
         UserError: The episodes' frames are not those the model was made for.
     """
-    model, _ = restore_world(run)
+    model, config = restore_world(run)
+    torch.set_num_threads(config.threads)
     waiting: list[Episode] = []
     folders: dict[str, Path] = {}
     for path in episode_files(episodes):

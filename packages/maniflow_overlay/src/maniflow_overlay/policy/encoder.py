@@ -15,28 +15,39 @@ from maniflow_overlay.policy.presets import PolicyShape
 from maniflow_overlay.policy.resnet import ResNet18
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_SMALL = (32, 48, 64)
+_SMALL = (24, 32, 48)
 _PATCH = 4
 
 
 class SmallTrunk(nn.Module):
-    """Patches of 4x4, then two 3x3 convolutions of stride 2: 64x64 becomes 4x4, 64 channels."""
+    """Patches of 4x4, two convolutions, and where each of 48 features is: a spatial softmax.
+
+    A feature's map m gives its expected place, sum_p softmax(m)_p (x_p, y_p), from -1 to 1 (Levine
+    et al. 2016, section 5.1). Where things are is all that a path tells: tokens per place have to
+    learn it through attention, which took ten times the updates.
+    """
 
     def __init__(self, channels: int) -> None:
         """Make the layers."""
         super().__init__()
         widths = (channels, *_SMALL)
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, _PATCH, _PATCH) if k == 0 else nn.Conv2d(a, b, 3, 2, 1)
+            nn.Conv2d(a, b, _PATCH, _PATCH) if k == 0 else nn.Conv2d(a, b, 3, 1, 1)
             for k, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
         )
-        self.norms = nn.ModuleList(nn.GroupNorm(b // 8, b) for b in _SMALL)
+        self.norms = nn.ModuleList(nn.GroupNorm(b // 8, b) for b in _SMALL[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (n, channels, H, W) to (n, 64, H / 16, W / 16)."""
-        for conv, norm in zip(self.convs, self.norms, strict=True):
+        """Map (n, channels, H, W) to (n, 96, 1, 1): 48 times x, then 48 times y."""
+        for conv, norm in zip(self.convs[:-1], self.norms, strict=True):
             x = functional.relu(norm(conv(x)))
-        return x
+        x = self.convs[-1](x)
+        height, width = x.shape[-2:]
+        share = x.flatten(2).softmax(dim=-1)
+        across = torch.linspace(-1, 1, width, dtype=x.dtype, device=x.device).repeat(height)
+        down = torch.linspace(-1, 1, height, dtype=x.dtype, device=x.device)
+        down = down.repeat_interleave(width)
+        return torch.cat([share @ across, share @ down], dim=1)[..., None, None]
 
 
 class PictureEncoder(nn.Module):
@@ -54,10 +65,10 @@ class PictureEncoder(nn.Module):
             norm: resnet.Norm = "batch" if shape.pretrained else "group"
             self.trunks = nn.ModuleList(ResNet18(channels, norm) for _ in range(count))
             self.channels, stride = resnet.CHANNELS, resnet.STRIDE
+            self.places = -(-shape.height // stride) * -(-shape.width // stride)
         else:
             self.trunks = nn.ModuleList(SmallTrunk(channels) for _ in range(count))
-            self.channels, stride = _SMALL[-1], _PATCH * 4
-        self.places = -(-shape.height // stride) * -(-shape.width // stride)
+            self.channels, self.places = 2 * _SMALL[-1], 1
         repeat = channels // 3
         self.register_buffer("mean", torch.tensor(MEAN * repeat).view(-1, 1, 1), persistent=False)
         inverse = (1 / torch.tensor(DEVIATION * repeat)).view(-1, 1, 1)

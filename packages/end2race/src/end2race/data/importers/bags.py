@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +157,7 @@ class _Bag:
 
 
 @contextmanager
-def _opened(source: Path, topics: Topics) -> Iterator[_Bag]:
+def _opened(source: Path, topics: Topics) -> Generator[_Bag]:
     try:
         from rosbags.highlevel import AnyReader
         from rosbags.typesys import Stores, get_types_from_msg, get_typestore
