@@ -30,6 +30,7 @@ from coopcyl.evaluate import (
 from coopcyl.looking import choose_frame, see
 from coopcyl.models.cylnet import CylNet
 from coopcyl.models.predict import OracleKind, SetPrediction
+from coopcyl.pages import SHOWN
 from coopcyl.render import write_scene
 from coopcyl.restore import Restored, restore_model
 from coopcyl.train_config import TrainConfig
@@ -41,23 +42,6 @@ _LADDER: dict[str, frozenset[OracleKind]] = {
     "true ranges": frozenset({"depth"}),
     "true matches": frozenset({"match"}),
     "true ranges and matches": frozenset({"depth", "match"}),
-}
-_SHOWN = {
-    "trans_err_m_median": "median m",
-    "trans_err_m_mean": "mean m",
-    "trans_err_m_p90": "p90 m",
-    "success_1_m": "< 1 m",
-    "success_2_m": "< 2 m",
-    "success_5_m": "< 5 m",
-    "rot_err_deg_median": "rot deg",
-    "yaw_err_deg_median": "yaw deg",
-    "auc_5_deg": "AUC 5",
-    "auc_15_deg": "AUC 15",
-    "auc_30_deg": "AUC 30",
-    "absrel": "absrel",
-    "scale_ratio": "scale",
-    "iou": "mask IoU",
-    "bce_over_entropy": "bce/H",
 }
 
 
@@ -161,10 +145,10 @@ def print_results(found: dict[str, Evaluation]) -> None:
     first = next(iter(found.values()))
     rows = {name: each.metrics() for name, each in found.items()} | first.baselines()
     table = [
-        [name, *(None if key not in row else round(row[key], 3) for key in _SHOWN)]
+        [name, *(None if key not in row else round(row[key], 3) for key in SHOWN)]
         for name, row in rows.items()
     ]
-    print_table(["", *_SHOWN.values()], table)
+    print_table(["", *SHOWN.values()], table)
 
 
 def shuffled(found: Evaluation) -> Evaluation:
