@@ -109,8 +109,9 @@ def work(root: Path, conditions: Sequence[str], seeds: Sequence[int]) -> None:
                 run_teacher(None, chosen, flags, directory=run, archive=True)
             else:
                 cache = root / "cache"
-                source = ExportSettings(camera_data, root / "teacher-0", cache, resume=True)
-                export_cache(source, print)
+                if condition.startswith("kd"):
+                    source = ExportSettings(camera_data, root / "teacher-0", cache, resume=True)
+                    export_cache(source, print)
                 flags = {"data.root": camera_data}
                 run_student(
                     None, settings(condition, seed, cache), flags, directory=run, archive=True
