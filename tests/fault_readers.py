@@ -324,7 +324,7 @@ def maniflow_overlay() -> list[Reader]:
 
 def end2race() -> list[Reader]:
     from end2race.cache.info import CacheInfo
-    from end2race.cache.npz_compat import read_entry, write_entry
+    from end2race.cache.npz_compat import read_entry
     from end2race.cache.store import TeacherCache
     from end2race.data.calibration import Pose, level_camera
     from end2race.data.dataset import DatasetFile, open_dataset
@@ -380,7 +380,7 @@ def end2race() -> list[Reader]:
         return lambda folder: sorted(cache(folder).glob(pattern))[0]
 
     def entry(folder: Path) -> Path:
-        write_entry(folder / "e.npz", {"actions": np.zeros((2, 2), np.float32)})
+        write_npz(folder / "e.npz", {"actions": np.zeros((2, 2), np.float32)})
         return folder / "e.npz"
 
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)

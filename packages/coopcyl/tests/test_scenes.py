@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,24 @@ def test_viz_writes_the_page_of_a_time(small_root, tmp_path, monkeypatch):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "scenes").glob("*.html"))) == 1
+
+
+def test_a_recording_without_rerun_says_what_to_install(small_root, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    arguments = ["viz", "--rerun", "--root", str(small_root), "-o", str(tmp_path)]
+    result = CliRunner().invoke(app, [*arguments, "panorama.width=64", "panorama.height=16"])
+    assert result.exit_code == 2
+    assert "uv pip install rerun-sdk" in result.stderr
+
+
+def test_a_recording_holds_each_vehicle(small_root, tmp_path):
+    rerun = pytest.importorskip("rerun")
+    frame = read_tree(small_root, "train").frames[0]
+    reader = PanoramaReader(PANORAMA, DepthSource("npy"), 60.0)
+    seen = [see(agent, reader) for agent in frame.agents]
+    page = write_scene(frame, seen, tmp_path, rerun=True)
+    content = page.with_suffix(".rrd").read_bytes()
+    assert content.startswith(b"RRF2")
+    assert rerun.__version__
+    for agent in frame.agents:
+        assert f"/gt/{agent.agent}/points".encode() in content

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from coopcyl.data.depth import DepthSource
 from coopcyl.data.panoramas import PanoramaReader, decode_range, encode_range
 from coopcyl.data.synth.raycast import (
     GROUND,
@@ -13,10 +14,11 @@ from coopcyl.data.synth.raycast import (
     cast_camera,
     cast_rays,
 )
-from coopcyl.data.synth.world import build_world
-from coopcyl.data.synth.write import SynthOptions, depth_formats
+from coopcyl.data.synth.world import BUILDING, build_world
+from coopcyl.data.synth.write import SynthOptions, depth_formats, write_scenario
 from coopcyl.data.tree import read_tree
-from coopcyl.geometry.carla import pose_from_cords
+from coopcyl.geometry.carla import CV_FROM_UE, inverse, pose_from_cords, transform
+from coopcyl.geometry.panorama import Panorama
 from loom.errors import UserError
 
 
@@ -139,3 +141,50 @@ def test_the_own_vehicle_is_no_surface_to_learn(small_root):
     assert inside[near.coverage].mean() > 0.3
     assert not near.non_ambiguous[inside].any()
     np.testing.assert_array_equal(near.non_ambiguous, near.coverage & ~inside)
+
+
+def distance_to_the_world(boxes: Boxes, points: np.ndarray) -> np.ndarray:
+    """Distance of points in local coordinates to the ground or the nearest box's surface."""
+    nearest = np.abs(points[:, 2])
+    for centre, rotation, half in zip(*boxes, strict=True):
+        beyond = np.abs((points - centre) @ rotation) - half
+        outside = np.linalg.norm(np.maximum(beyond, 0), axis=1)
+        nearest = np.minimum(nearest, np.where(beyond.max(1) < 0, -beyond.max(1), outside))
+    return nearest
+
+
+def test_all_vehicles_put_their_points_on_the_surfaces_of_one_world(tmp_path):
+    options = SynthOptions(vehicles=(3, 3), width=400, depth=("npy",), lidar=(4, 60))
+    rng = np.random.default_rng(12)
+    world = build_world(rng, 3, slope_deg=6.0)
+    write_scenario(tmp_path / "train" / "one", world, options, rng)
+    panorama = Panorama(256, 64, "equirect_band", -42, 42)
+    reader = PanoramaReader(panorama, DepthSource("npy"), 60.0)
+    (frame,) = read_tree(tmp_path, "train").frames
+    for agent in frame.agents:
+        view = reader.read(agent)
+        chosen = view.depth_valid
+        in_world = transform(view.pose_world_from_rig, view.points()[chosen].astype(float))
+        in_unreal = in_world @ CV_FROM_UE[:3, :3]
+        local = transform(inverse(world.tilt), in_unreal)
+        away = distance_to_the_world(world.boxes_at(0.0), local)
+        half_pixel = view.range_m[chosen] * np.tan(np.radians(50)) / 200
+        assert (away < half_pixel + 0.02).mean() > 0.999
+        assert np.median(away) < 0.02
+
+
+def test_foreign_towns_are_larger_and_paler():
+    def described(foreign: bool) -> tuple[float, float]:
+        worlds = [build_world(np.random.default_rng(s), 2, foreign=foreign) for s in range(6)]
+        return (
+            float(np.mean([w.boxes.halves[w.kinds == BUILDING].mean() for w in worlds])),
+            float(np.mean([w.street_half_m for w in worlds])),
+        )
+
+    (size, street), (other_size, other_street) = described(False), described(True)
+    assert 1.2 < other_size / size < 1.5
+    assert other_street == pytest.approx(street + 1)
+    assert build_world(np.random.default_rng(0), 2).tint is None
+    gain, lift = build_world(np.random.default_rng(0), 2, foreign=True).tint or (0, 0)
+    assert (gain * 255 + lift < 285).all()
+    assert (gain < 0.8).all()

@@ -29,6 +29,7 @@ permutation_test = defined(room.permutation_test)
 shift_test = defined(room.shift_test)
 stratified_interval = defined(room.stratified_interval)
 wilson_interval = defined(room.wilson_interval)
+mean_interval = defined(room.mean_interval)
 
 
 @pytest.fixture
@@ -245,3 +246,19 @@ def test_the_same_generator_gives_the_same_answer():
         for rng in (np.random.default_rng(4), np.random.default_rng(4))
     ]
     assert answers[0] == answers[1]
+
+
+def test_the_t_interval_covers_the_mean_of_three_normal_values_as_often_as_it_says(rng):
+    found = [mean_interval(rng.normal(3.0, 2.0, 3), 0.9) for _ in range(4000)]
+    covered = np.mean([each.low <= 3.0 <= each.high for each in found])
+    assert covered == pytest.approx(0.9, abs=4 * math.sqrt(0.09 / 4000))
+
+
+def test_the_t_interval_of_known_values():
+    # t(0.975, 2) = 4.30265, the standard error of 1, 2, 3 is 1 / sqrt(3)
+    found = mean_interval([1.0, 2.0, 3.0])
+    half = 4.30265 / math.sqrt(3)
+    assert (found.estimate, found.n) == (2.0, 3)
+    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), abs=1e-4)
+    assert isinstance(room.mean_interval([1.0]), Undefined)
+    assert isinstance(room.mean_interval([1.0, math.nan]), Undefined)

@@ -188,7 +188,8 @@ def test_without_options_the_embedded_data_and_teacher_are_taken(
 def test_the_embedded_teacher_is_trained_once(tmp_path, monkeypatch):
     begun = []
 
-    def run_teacher(flags, directory, resume):
+    def run_teacher(overrides, flags, directory, resume):
+        assert overrides == embedded.TEACHER_SETTINGS
         begun.append((flags["data.root"], resume))
         directory.mkdir(exist_ok=True)
         state = "failed" if len(begun) == 1 else "finished"

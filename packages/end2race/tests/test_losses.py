@@ -181,10 +181,10 @@ def test_behaviour_cloning_is_a_weighted_squared_error_over_labelled_windows():
     target = torch.zeros(2, 2, 2)
     weights = ActionLossSection(smooth_weight=0.5)
     terms = behaviour_cloning(actions, target, torch.tensor([True, False]), weights)
-    assert terms["steer"].value.item() == (4 + 16) / 2
-    assert terms["speed"].value.item() == 1.0
-    assert terms["smooth"].value.item() == (4 + 0) / 2
-    assert Losses(terms).total.item() == pytest.approx(10 + 0.05 * 1 + 0.5 * 2)
+    assert terms["steer"].value.item() == (4 + 16) / 4  # two frames of two windows
+    assert terms["speed"].value.item() == 0.5
+    assert terms["smooth"].value.item() == (4 + 0) / 4
+    assert Losses(terms).total.item() == pytest.approx(5 + 0.05 * 0.5 + 0.5 * 1)
 
 
 def test_no_labelled_window_is_no_loss_and_no_gradient():

@@ -115,7 +115,7 @@ def test_pickled_objects_are_not_unpacked(tmp_path):
 
     path = tmp_path / "train__segment_0000_0.npz"
     path.write_bytes(archive(actions=np.array([Hostile()], object)))
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="Python objects"):
         npz_compat.read_entry(path)
     assert not (tmp_path / "was unpacked").exists()
 
@@ -147,7 +147,7 @@ def test_damaged_files_are_refused(tmp_path):
         ({"bev_vec": np.zeros((3, 7))}, r"bev_vec \(3, 7\), the cache has \(3, 6\)"),
         ({"actions": np.zeros((2, 2))}, r"actions \(2, 2\)"),
         ({"gru_out": np.full((3, 5), np.nan)}, "gru_out .* holds nan"),
-        ({"gru_out": np.array(["x"] * 3)}, "gru_out of type"),
+        ({"gru_out": np.array(["x"] * 3)}, "gru_out is <U1"),
     ],
 )
 def test_a_file_with_other_arrays_is_refused(tmp_path, wrong, message):
@@ -174,7 +174,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     path = tmp_path / "train__segment_0000_0.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("actions.npy", b"\0" * 10**7)
-    with pytest.raises(UserError, match="more than"):
+    with pytest.raises(UserError, match="at most 1,000,000"):
         npz_compat.read_entry(path)
 
 

@@ -76,6 +76,7 @@ def test_a_video_has_one_frame_for_each_step(tmp_path, suffix):
 
 def test_the_embedded_dataset_is_recorded_once_and_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("end2race.embedded.TRACKS", {"train": 1, "valid": 1})
+    monkeypatch.setattr("end2race.embedded.DRIVES", 2)
     monkeypatch.setattr("end2race.embedded.FRAMES", 3)
     folder = tmp_path / "data/racing"
     (tmp_path / "data/racing.unfinished/train").mkdir(parents=True)  # as a killed process leaves it

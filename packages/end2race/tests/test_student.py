@@ -12,11 +12,14 @@ import torch
 from end2race.cache.info import CacheInfo
 from end2race.cache.store import TeacherCache
 from end2race.cli import app
+from end2race.data.batches import BatchReader
 from end2race.data.dataset import open_dataset
 from end2race.data.windows import windows
 from end2race.driver import Driver
+from end2race.memory.bank import MemoryBank
+from end2race.memory.recollection import describe_all
 from end2race.restore import restore
-from end2race.train_student import CachedTeacher
+from end2race.teaching import CachedTeacher, RememberingTeacher
 from end2race.training_run import run_student
 from loom.errors import UserError
 from loom.record import read_records
@@ -173,6 +176,45 @@ def test_a_window_without_an_answer_is_an_error_or_left_out(made, tmp_path):
     assert (answers.fields["actions"][0] == 0).all()
     with pytest.raises(UserError, match="has nothing on"):
         CachedTeacher(cache, ("actions",), skip_missing=False)([keys[-1]])
+
+
+def test_a_window_without_an_answer_is_told_what_similar_ones_had(made, tmp_path):
+    """The memory knows two segments; the third one has its images alone."""
+    partial = write_cache(tmp_path / "partial", made.root, windows_left_out=6)
+    bank, cache = tmp_path / "bank", TeacherCache.open(partial)
+    dataset = open_dataset(made.root)
+    held = [window for window in windows(dataset, "train", T) if window.key in cache]
+    reader = BatchReader(dataset, held, images=True, points=False)
+    MemoryBank.build(cache, describe_all(reader, "camera", cache), "camera").save(bank)
+    run = learn(
+        made.root,
+        tmp_path / "run",
+        kd__cache_dir=partial,
+        kd__memory="topk",
+        kd__memory_dir=bank,
+        kd__topk=3,
+    )
+    assert "the cache answers 12 of 18 windows" in log(run)
+    assert "the memory of 12 windows is asked about 6" in log(run)
+    assert 0 < read_records(run)[-1]["metric/kd_confidence"] <= 1.0
+
+    memory = MemoryBank.open(bank)
+    keys = [window.key for window in windows(dataset, "train", T)]
+    asked = {keys[-1]: memory.vectors[0]}  # as if it looked like the first window of the memory
+    cached = CachedTeacher(memory.cache, ("actions", "bev_vec"), skip_missing=True)
+    ask = RememberingTeacher(cached, memory, asked, ("actions", "bev_vec"), k=1, tau=0.1)
+    told = ask([keys[0], keys[-1]])
+    same = memory.cache.read([memory.windows[0]], ["actions", "bev_vec"])
+    assert told.confidence[0] == 1.0
+    for name, values in told.fields.items():
+        np.testing.assert_allclose(values[1], same[name][0], rtol=1e-6)
+        np.testing.assert_allclose(values[0], memory.cache.read(keys[:1], [name])[name][0])
+
+
+def test_a_memory_needs_a_bank_and_a_bank_needs_the_memory(made, tmp_path):
+    for flags in ({"kd__memory": "topk"}, {"kd__memory_dir": tmp_path}):
+        with pytest.raises(UserError, match="topk needs a bank"):
+            learn(made.root, tmp_path / "run", kd__cache_dir=made.cache, **flags)
 
 
 def test_a_cache_of_other_data_or_windows_is_refused(made, tmp_path):

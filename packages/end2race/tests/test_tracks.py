@@ -85,9 +85,9 @@ def write_map(folder, free, cell_m, corner, **changes):
 
 def test_rays_in_a_rectangular_map_agree_with_the_closed_form(tmp_path):
     free = np.zeros((100, 160), bool)
-    free[10:90, 20:140] = True  # 6 m x 4 m at 0.05 m, from (-9, -4.5) on
+    free[10:70, 20:140] = True  # 6 m x 3 m at 0.05 m, from (-9, -4.5) on, not in the middle
     field = read_map(write_map(tmp_path, free, 0.05, (-10.0, -5.0)))
-    low, high = np.array([-9.0, -4.5]), np.array([-3.0, -0.5])
+    low, high = np.array([-9.0, -4.5]), np.array([-3.0, -1.5])
     rng = np.random.default_rng(0)
     for _ in range(300):
         start = rng.uniform(low + 0.1, high - 0.1)

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from loom.config import resolve
 from loom.errors import UserError
+from loom.progress import Heartbeat
 from maniflow_overlay import embedded
 from maniflow_overlay.cli import app
 from maniflow_overlay.config import TrainConfig
@@ -70,6 +72,20 @@ def test_status_reads_a_run_from_its_directory(trained, tmp_path):
     assert "metric/action_mse" not in done.stdout.split(",")[0]
     assert json.loads(command("status", run, "--json").stdout)["state"] == "finished"
     assert command("status", tmp_path).exit_code == 2
+
+
+def test_status_of_a_run_at_work_is_one_line_and_follows_it_on_demand(tmp_path):
+    beat = Heartbeat(tmp_path, {"phase": "train", "step": 3, "total": 9, "rate": 2.0}, interval=0.2)
+    ending = threading.Timer(6.0, lambda: beat.stop(state="finished"))
+    ending.start()
+    done = command("status", tmp_path)
+    assert done.exit_code == 0
+    assert done.stdout.startswith("(train) [3/9]")
+    assert re.search(r"heartbeat \d s ago", done.stdout)
+    assert ending.is_alive()  # it did not wait for the end
+    followed = command("status", tmp_path, "--follow")
+    assert followed.exit_code == 0
+    assert [line.split(",")[0] for line in followed.stdout.splitlines()[1:]] == ["finished"]
 
 
 def test_a_report_is_written_again_and_says_what_it_left_out(trained, tmp_path):
@@ -194,7 +210,7 @@ def test_a_run_in_a_pipe_prints_a_line_every_ten_seconds_and_another_process_rea
     descriptor, content, times, seen = process.stdout.fileno(), b"", [], []
     began = time.monotonic()
     try:
-        while time.monotonic() - began < 50:
+        while content.count(b"(maniflow_overlay) [") < 5 and time.monotonic() - began < 150:
             if select.select([descriptor], [], [], 0.5)[0]:
                 content += os.read(descriptor, 65536)
                 times.append(time.monotonic())

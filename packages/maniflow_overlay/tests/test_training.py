@@ -225,6 +225,26 @@ def test_the_same_observation_and_seed_give_the_same_actions_in_any_company(run_
     assert policy.act(**none).shape == (0, 7, VECTOR)
 
 
+def test_an_answer_is_the_end_of_the_flow_from_the_last_observed_step_on(run_dir):
+    """Pictures in [0, 1], noise of the seed, ten steps, data units: written out once more."""
+    policy, seen = load_policy(run_dir), observation(1)
+    model = policy.model
+    with torch.no_grad():
+        context = model.context(
+            torch.from_numpy(seen["images"]).movedim(-1, -3) / 255,
+            torch.from_numpy(seen["initial"]).movedim(-1, -3) / 255,
+            torch.from_numpy(seen["state"]),
+            torch.from_numpy(seen["task"]),
+        )
+        x = np.random.default_rng(5).standard_normal((1, 8, VECTOR), dtype=np.float32)
+        for step in range(10):
+            at, size = torch.tensor([step / 10]), torch.tensor([0.1])
+            x = x + model.velocity(torch.from_numpy(x), at, size, context).numpy() / 10
+    scale, offset = model.normalise_action.scale.numpy(), model.normalise_action.offset.numpy()
+    expected = ((x - offset) / scale)[:, 1:8]
+    np.testing.assert_allclose(policy.act(**seen, seeds=[5]), expected, atol=1e-5)
+
+
 def test_a_policy_read_back_answers_as_in_training(run_dir, store):
     data = training.read_data(settings(store), Quiet())  # ty: ignore[invalid-argument-type]
     loop = training.OpenLoop(data.validation, data.store.action[data.rows].mean(axis=0))

@@ -1,7 +1,8 @@
 """Stands in for `pinpad train`, `boundaries eval` and `report` in the tests of sweeps.
 
 It trains nothing: a training of 20 "updates" leaves one line for each in `trace`, a checkpoint on
-request to end, and what a sweep reads. Names say what becomes of it: segfault, nan, hang, leak.
+request to end, and what a sweep reads. Names say what becomes of it: segfault, nan,
+hang, leak, stuck (at step 4, until it is told to end).
 """
 
 import json
@@ -45,16 +46,19 @@ def train(run):
         if stopped:
             sys.exit(143)
         time.sleep(0.1 if "slow" in run.name else 0)
+        while "stuck" in run.name and step == 4 and not stopped:
+            time.sleep(0.05)
 
 
 def main(command, *rest):
     if command == "train":
         train(Path(rest[rest.index("--run-dir") + 1]))
     elif command == "boundaries":
-        Path(rest[1], "boundary_eval.json").write_text(json.dumps({"judgements": []}))
+        Path(rest[1], "evaluation").mkdir(exist_ok=True)
+        Path(rest[1], "evaluation", "boundary_eval.json").write_text(json.dumps({"judgements": []}))
     elif command == "report":
         for name in ("grid", "internal", "fired"):
-            Path(rest[0], f"boundary_{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+            Path(rest[0], "evaluation", f"boundary_{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
 
 
 main(*sys.argv[1:])

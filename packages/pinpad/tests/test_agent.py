@@ -133,3 +133,50 @@ def test_novelty_counts_as_much_as_it_is_asked_to(kind, generator):
     bonus = model.explorers.bonus(imagined.feature[:-1], imagined.action)
     torch.testing.assert_close(both, 0.5 * task + 2 * bonus)
     assert (bonus > 0).all()
+
+
+class Corridor(torch.nn.Module):
+    """A world that is known: eight cells in a row, reward on arrival at the last, then cell 0."""
+
+    CELLS = feature_dim = 8
+
+    def __init__(self):
+        super().__init__()
+        self.dynamics = self
+        self.register_buffer("pixel_mean", torch.zeros(1))
+
+    def feature(self, state):
+        return state[0]
+
+    def imagine(self, state, action, generator=None):
+        place = state[0].argmax(-1)
+        step = torch.tensor([-1, 0, 1])[action.argmax(-1)]
+        after = torch.where(place == self.CELLS - 1, 0, (place + step).clamp_min(0))
+        return (torch.nn.functional.one_hot(after, self.CELLS).float(),)
+
+    def predicted_reward(self, feature):
+        return feature[..., -1]
+
+
+def test_an_actor_finds_the_way_in_a_world_that_is_known(generator):
+    """Eight moves for each reward: the values are those of the geometric series."""
+    torch.manual_seed(0)
+    settings = BehaviourSettings(units=32, horizon=10, entropy=3e-3, discount=0.9, slow_rate=0.1)
+    model = Agent(Corridor(), 3, settings)
+    optimizer = torch.optim.Adam(
+        [*model.actor.parameters(), *model.critic.network.parameters()], 3e-3
+    )
+    everywhere = torch.eye(Corridor.CELLS)
+    for _ in range(250):
+        parts, _ = model._behaviour(
+            model.imagine((everywhere.repeat(8, 1),), generator), Interest()
+        )
+        optimizer.zero_grad()
+        sum(part.value for part in parts.values()).backward()
+        optimizer.step()
+        model.critic.follow()
+    assert (model.actor(everywhere)[:-1].argmax(-1) == 2).all()
+    best = [0.9 ** (6 - cell) / (1 - 0.9**8) for cell in range(7)]
+    torch.testing.assert_close(
+        model.critic(everywhere)[:-1], torch.tensor(best), rtol=0.1, atol=0.05
+    )

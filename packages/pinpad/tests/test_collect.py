@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from loom.errors import UserError
 from pinpad.cli import app
-from pinpad.data.collect import record_episodes
+from pinpad.data.collect import record_episodes, write_whole
 from pinpad.data.episodes import read_episode, write_episode
 from pinpad.data.players import Players, assign, parse_mix, parse_player
 from pinpad.envs.core import PinPad
@@ -173,3 +173,19 @@ def test_the_same_seed_records_the_same_episodes():
     assert not np.array_equal(first.action, other.action)
     assert room("six").pads == 6
     assert PinPad("six", size=16).room is room("six")
+
+
+def test_a_folder_of_episodes_is_complete_or_not_there(tmp_path):
+    recorded = list(record_episodes("three", parse_mix("uniform"), 3, length=5, size=16, seed=0))
+
+    def cut_short():
+        yield recorded[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "episodes", cut_short())
+    assert not (tmp_path / "episodes").exists()
+    assert write_whole(tmp_path / "episodes", recorded)
+    assert len(list((tmp_path / "episodes").glob("*.npz"))) == 3
+    assert not write_whole(tmp_path / "episodes", [])  # it is there: nothing is drawn or written
+    assert [path.name for path in tmp_path.iterdir()] == ["episodes"]

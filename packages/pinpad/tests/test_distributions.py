@@ -7,7 +7,6 @@ from scipy import stats
 from torch.autograd import gradcheck
 from torch.distributions import Bernoulli, OneHotCategorical, kl_divergence
 from torch.distributions import Normal as TorchNormal
-from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -152,23 +151,17 @@ def test_a_boundary_passes_the_gradient_of_its_relaxation():
     torch.testing.assert_close(logit.grad.double(), difference, rtol=1e-2, atol=1e-3)
 
 
-def test_the_concrete_density_agrees_with_torch(generator):
-    logit = torch.randn(100, generator=generator)
-    for temperature in (0.3, 1.0, 2.0):
-        value = torch.randn(100, generator=generator) * 3
-        expected = LogitRelaxedBernoulli(torch.tensor(temperature), logits=logit).log_prob(value)
-        ours = d.concrete_log_density(value, logit, temperature)
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-
-
+@pytest.mark.parametrize(
+    "draws", [500_000, pytest.param(10_000_000, marks=pytest.mark.slow)], ids=["half", "ten"]
+)
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
-def test_ten_million_boundaries_in_half_precision_hold_no_nan(precision, generator):
+def test_millions_of_boundaries_in_half_precision_hold_no_nan(precision, draws, generator):
     # Logits of all sizes up to 1e4, as a half-precision layer gives them.
     logits = torch.tensor([-1e4, -30.0, -1.0, 0.0, 1.0, 30.0, 1e4], dtype=precision)
     count, broken, ones = 0, 0, 0.0
     with torch.autocast("cpu", dtype=precision):
-        while count < 10_000_000:
-            draw = d.sample_boundary(logits.repeat(150_000), 1.0, generator)
+        while count < draws:
+            draw = d.sample_boundary(logits.repeat(min(150_000, draws // 7)), 1.0, generator)
             broken += int((~draw.hard.isfinite()).sum() + (~draw.relaxed_logit.isfinite()).sum())
             ones += float(draw.hard.reshape(-1, 7)[:, 3].sum())
             count += draw.hard.numel()

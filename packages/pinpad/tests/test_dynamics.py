@@ -236,6 +236,8 @@ def test_vta_divergences_are_torch_s(generator):
     ).sum(-1)
     expected = found.read * abstract + observation
     torch.testing.assert_close(rollout.surprise, expected.detach(), rtol=1e-4, atol=1e-4)
+    above = (found.read * abstract).detach()
+    torch.testing.assert_close(found.abs_surprise, above, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(rollout.losses["dyn"].value, expected.mean(), rtol=1e-4, atol=1e-4)
 
     detector, online = Bernoulli(logits=found.logit), Bernoulli(logits=found.prior_logit)

@@ -17,6 +17,7 @@ from pinpad.figures import (
     busiest,
     draw_fired,
     draw_grid,
+    draw_internal,
     draw_run,
     trace,
     write_report,
@@ -114,11 +115,11 @@ def judged_run(tmp_path):
     write_new(folder, record_episodes("three", parse_mix("uniform,oracle"), 2, length=90, size=16,
                                       seed=0))  # fmt: skip
     for kind in ("posterior", "surprise"):
-        (run / "boundary_scores" / kind).mkdir(parents=True)
+        (run / "evaluation" / "scores" / kind).mkdir(parents=True)
         for name in ("0000-91", "0001-91"):
             row = np.linspace(0, 1 if kind == "posterior" else 40, 91)
             scored = {"score": row, "kind": "probability" if kind == "posterior" else "value"}
-            np.savez(run / "boundary_scores" / kind / f"{name}.npz", **scored)
+            np.savez(run / "evaluation" / "scores" / kind / f"{name}.npz", **scored)
     judgement = {
         "detector": "posterior",
         "event": "reward",
@@ -129,28 +130,31 @@ def judged_run(tmp_path):
         "shape": {"count": 3, "interval_cv": 0.25, "flags": ["clock"]},
     }
     content = {"folder": str(folder), "judgements": [judgement]}
-    (run / "boundary_eval.json").write_text(json.dumps(content))
+    (run / "evaluation" / "boundary_eval.json").write_text(json.dumps(content))
     return run
 
 
 def test_a_judged_run_is_drawn_and_the_json_says_what_is_shown(judged_run):
     paths = draw_run(judged_run)
-    assert [path.name for path in paths] == [GRID, INTERNAL, FIRED]
+    assert paths == [judged_run / name for name in (GRID, INTERNAL, FIRED)]
     for path in paths:
         assert Image.open(io.BytesIO(path.read_bytes())).format == "PNG"
-    shown = json.loads((judged_run / "boundary_figures.json").read_text())
+    shown = json.loads((judged_run / "evaluation" / "boundary_figures.json").read_text())
     assert shown["episode"] == "0001"
     assert shown["rule"] == "P(READ) > 0.5"
     assert shown["boundaries"] == list(range(46, 91))
     assert len(shown["events"]["sequence_append"]) >= 3
     draw_run(judged_run, 0)
-    assert json.loads((judged_run / "boundary_figures.json").read_text())["episode"] == "0000"
+    assert (
+        json.loads((judged_run / "evaluation" / "boundary_figures.json").read_text())["episode"]
+        == "0000"
+    )
     with pytest.raises(UserError, match="there are 2 episodes"):
         draw_run(judged_run, 2)
 
 
 def test_where_a_model_fires_follows_from_what_it_has(judged_run, episode):
-    folder = judged_run / "boundary_scores"
+    folder = judged_run / "evaluation" / "scores"
     events = int(episode.events["sequence_append"][1:].sum())
 
     def scored(**kinds):
@@ -171,8 +175,23 @@ def test_where_a_model_fires_follows_from_what_it_has(judged_run, episode):
     assert reset.boundary[1]
 
 
+def test_surprise_is_shown_by_level_where_a_model_has_two(judged_run, episode):
+    total = np.full(len(episode), 5.0)
+    one = draw_internal(traced(episode, [], surprise=total))
+    assert not has_color(one[:, canvas.LEFT + 5 : 400], canvas.COPY).any()
+    above = np.where(np.arange(len(episode)) % 2, 4.0, 0.0)
+    two = draw_internal(traced(episode, [], surprise=total, abs_surprise=above))
+    assert has_color(two[:, canvas.LEFT + 5 : 400], canvas.COPY).any()
+
+    folder = judged_run / "evaluation" / "scores"
+    np.savez(folder / "posterior" / f"0000-{len(episode)}.npz", score=total / 10, forced=total > 9,
+             kind="probability", abs_surprise=above)  # fmt: skip
+    np.savez(folder / "surprise" / f"0000-{len(episode)}.npz", score=total, kind="value")
+    np.testing.assert_array_equal(trace(judged_run, episode).scores["abs_surprise"], above)
+
+
 def test_a_run_that_was_not_judged_says_how(tmp_path):
-    with pytest.raises(UserError, match=r"has no boundary_eval\.json"):
+    with pytest.raises(UserError, match=r"has no evaluation/boundary_eval\.json"):
         draw_run(tmp_path)
 
 

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 from loom import processes
+from loom.config import resolve
 from loom.doctor import Finding
 from loom.errors import UserError
 from pinpad.cli import app
-from pinpad.sweep import command, execute, plan
+from pinpad.sweep import command, execute, plan, status_file
 from pinpad.sweep.conditions import BOUNDARY4
 from pinpad.sweep.plan import SweepSettings, jobs, members
 from pinpad.sweep.state import read_sweep
 from pinpad.sweep.status_file import read_status_file, write_status_file
+from pinpad.train_config import TrainConfig
 from typer.testing import CliRunner
 
 STUB = Path(__file__).with_name("stub_pinpad.py")
@@ -70,6 +72,18 @@ def test_the_conditions_are_those_of_the_first_experiments():
         "pinpad_vta_force10_t1": (30, 10, 1, 0, 0),
         "pinpad_vta_force0_t2_rate": (50, 0, 2, 0.1, 0.5),
     }
+
+
+def test_a_rule_that_never_acts_in_training_is_said():
+    def said(*overrides):
+        return "".join(resolve(TrainConfig, None, overrides).notices)
+
+    rule = ["dynamics_type=vta", "vta_boundary_force_scale=10", "vta_max_seg_len=30"]
+    assert "batch_length 30 is not above vta_max_seg_len 30" in said(*rule, "batch_length=30")
+    assert said(*rule, "batch_length=31") == ""
+    assert said("dynamics_type=vta", "vta_max_seg_len=30", "batch_length=16") == ""
+    force10 = [f"{key}={value}" for key, value in BOUNDARY4["pinpad_vta_force10_t1"].items()]
+    assert said(*plan.EMBEDDED, *force10) == ""
 
 
 def test_each_condition_and_seed_is_trained_judged_and_drawn(tmp_path):
@@ -127,6 +141,7 @@ def test_the_variables_of_the_earlier_script_are_defaults(here, monkeypatch):
     # The earlier script counted four runs for each seed even where it left out the RSSM.
     assert len(members(settings)) == 6
     assert "pinpad_rssm" not in settings.conditions
+    assert "pinpad_vta_force10_t1: [config] batch_length 16 is not above" in done.output
     assert seen["root"] == Path("logdir/full10")
     assert (seen["run_log"], seen["status_file"]) == (Path("run.log"), Path("status.env"))
 
@@ -257,7 +272,7 @@ def test_what_failed_is_run_again_only_on_request(broken_sweep, here, monkeypatc
     assert attempts["good_seed0.train"]["attempts"] == 1
 
 
-def begin_slow_sweep(here):
+def begin_slow_sweep(here, first="slow_one"):
     """Start a sweep of slow trainings in a process of its own; return it and the log root."""
     root = here / "root"
     code = f"""
@@ -270,7 +285,7 @@ execute.check_oracle = lambda: Finding("ok", "")
 from pinpad.cli import main
 main()
 """
-    file = conditions(here / "c.yaml", "slow_one", "slow_two")
+    file = conditions(here / "c.yaml", first, "slow_two")
     arguments = ["sweep", "--conditions", str(file), "--logroot", str(root), "--episodes", "1"]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments, "--jobs", "1", *SMALL])
     deadline = time.monotonic() + 60
@@ -322,10 +337,10 @@ def test_a_stopped_sweep_is_completed_by_resume(here, how):
 
 
 def test_a_killed_sweep_is_shown_as_dead_and_what_it_left_running_is_ended(here):
-    process, root = begin_slow_sweep(here)
+    process, root = begin_slow_sweep(here, "stuck_one")
     process.kill()
     process.wait()
-    child = json.loads((root / "status.json").read_text())["jobs"]["slow_one_seed0.train"]["pid"]
+    child = json.loads((root / "status.json").read_text())["jobs"]["stuck_one_seed0.train"]["pid"]
     status = json.loads((root / "status.json").read_text())
     (root / "status.json").write_text(json.dumps(status | {"heartbeat": time.time() - 31}))
     shown = pinpad("monitor", root, "--once")
@@ -376,6 +391,26 @@ def test_a_status_file_leads_the_monitor_to_its_sweep(here):
     assert shown.output.count("waiting") == 4
 
 
+def test_progress_of_the_run_and_of_the_whole_is_said(here, monkeypatch):
+    execute.begin(SweepSettings(overrides=SMALL), here / "root", None)
+    run = here / "root" / "pinpad_rssm_seed0"
+    run.mkdir()
+    jobs = {"pinpad_rssm_seed0.train": {"state": "running"}}
+    status = {"state": "running", "heartbeat": time.time(), "pid": os.getpid(), "jobs": jobs}
+    (here / "root" / "status.json").write_text(json.dumps(status))
+    mine = {"state": "running", "heartbeat": time.time(), "pid": os.getpid(), "host": "here"}
+    mine |= {"interval_s": 2.0, "step": 100, "total": 400, "rate": 20.0}
+    (run / "status.json").write_text(json.dumps(mine))
+    said = []
+    monkeypatch.setattr(status_file, "PROGRESS_S", 0.0)
+    with status_file.StatusWriter(here / "root", here / "status.env", said.append):
+        pass
+    (line,) = said
+    assert line.startswith("(1/4 pinpad_rssm_seed0) [100/400]:  25%|")
+    assert "[00:05<00:15]" in line
+    assert line.endswith(", all 6%")
+
+
 @pytest.mark.parametrize("text", ["state", "a b=3\n", "state=x y\n", "state='x\n", "=1\n"])
 def test_a_damaged_status_file_is_named(here, text):
     (here / "status.env").write_text(text)
@@ -399,3 +434,12 @@ def test_a_sweep_says_how_short_it_is_where_nothing_is_asked(here, monkeypatch):
     done = pinpad("sweep")
     assert "short by default (wm_only=true updates=" in done.output
     assert command._processors() >= 1
+
+
+def test_the_demo_is_a_sweep_of_two_models_in_a_log_root_of_its_own(here):
+    done = pinpad("demo")
+    assert done.exit_code == 0, done.output
+    (root,) = here.glob("logdir/demo_*")
+    assert states(root) == {"rssm_seed0": ("done", "draw"), "vta_seed0": ("done", "draw")}
+    assert "CPU-seconds in all" in done.output
+    assert (root / "report.html").is_file()

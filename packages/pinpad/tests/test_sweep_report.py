@@ -18,7 +18,7 @@ F1, LIFT = "f1@1", "lift"
 def judgement(detector, value, *, lift=3.0, p=0.01, flags=(), event="reward"):
     """A judgement in which every figure is one number."""
     interval = {"estimate": value, "low": value - 0.1, "high": value + 0.1}
-    metrics = (F1, "average_precision", "auc", "subtask_nmi", "window_diff")
+    metrics = (F1, "average_precision", "auc", "subtask_nmi")
     return {
         "detector": detector,
         "event": event,
@@ -94,8 +94,8 @@ def log_root(tmp_path):
     ]
     for seed in (0, 1):
         run = tmp_path / "root" / f"rssm_seed{seed}"
-        run.mkdir()
-        (run / "boundary_eval.json").write_text(json.dumps({"judgements": judged}))
+        (run / "evaluation").mkdir(parents=True)
+        (run / "evaluation" / "boundary_eval.json").write_text(json.dumps({"judgements": judged}))
     return tmp_path / "root"
 
 
@@ -110,6 +110,7 @@ def test_the_report_of_real_judgements_is_a_table_json_and_a_page(log_root, caps
     content = json.loads((log_root / "report.json").read_text())
     row = content["events"]["sequence_append"][0]
     assert row["f1@1"]["low"] == row["f1@1"]["high"]
+    assert page.count("[0.000, 0.000]") >= 1
     assert row["detector"] == "random:0"  # no anchor by that name
     with pytest.raises(UserError, match="nothing was judged against 'pads'"):
         write_report(log_root, event="pads")
@@ -117,6 +118,6 @@ def test_the_report_of_real_judgements_is_a_table_json_and_a_page(log_root, caps
 
 @pytest.mark.parametrize("text", ["[]", '{"judgements": 3}', "{"])
 def test_a_damaged_evaluation_is_named(log_root, text):
-    (log_root / "rssm_seed0" / "boundary_eval.json").write_text(text)
-    with pytest.raises(UserError, match=r"rssm_seed0/boundary_eval\.json"):
+    (log_root / "rssm_seed0" / "evaluation" / "boundary_eval.json").write_text(text)
+    with pytest.raises(UserError, match=r"rssm_seed0/evaluation/boundary_eval\.json"):
         write_report(log_root)

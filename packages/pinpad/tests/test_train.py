@@ -2,6 +2,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from loom.checkpoint import Checkpoints
 from loom.config import differences, plain, resolve
 from loom.errors import UserError
 from loom.record import read_records
@@ -10,6 +12,7 @@ from pinpad.data.collect import collect
 from pinpad.data.players import parse_mix
 from pinpad.restore import restore_agent, restore_world
 from pinpad.returns import Judging, read_returns, scripted_returns
+from pinpad.train import new_agent
 from pinpad.train_config import PRESETS, TrainConfig, preset_names
 from pinpad.training_run import resolve_training
 from typer.testing import CliRunner
@@ -20,7 +23,7 @@ TINY = [
     "dyn_deter=16", "dyn_hidden=16", "dyn_stoch=4", "dyn_discrete=4", "vta_abs_belief=16",
     "vta_abs_stoch=4", "vta_obs_belief=16", "vta_obs_stoch=4", "units=16", "imag_starts=8",
     "imag_horizon=3", "batch_size=8", "batch_length=8", "prefill=400", "envs=8", "time_limit=40",
-    "train_ratio=4", "pretrain=2", "updates=6", "eval_every=3", "log_every=1", "gates=[]",
+    "train_ratio=4", "pretrain=2", "updates=7", "eval_every=5", "log_every=1", "gates=[]",
     "least_reward_ap=0", "heldout_episodes=3", "eval_episodes=4", "eval_steps=60",
 ]  # fmt: skip
 
@@ -41,23 +44,39 @@ def measured(folder):
     return [{k: v for k, v in row.items() if k == "step" or k.startswith(keep)} for row in rows]
 
 
+def differing(one, two, place=""):
+    """Places at which two nested states are not the same to the bit."""
+    if isinstance(one, torch.Tensor):
+        return [] if torch.equal(one, two) else [place]
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        return [d for key in one for d in differing(one[key], two[key], f"{place}.{key}")]
+    if isinstance(one, list | tuple):
+        return [d for i, (a, b) in enumerate(zip(one, two, strict=True))
+                for d in differing(a, b, f"{place}[{i}]")]  # fmt: skip
+    return [] if one == two else [place]
+
+
 @pytest.mark.parametrize("dynamics", ["rssm", "vta"])
 def test_an_agent_trains_and_resumes_to_the_bit_with_its_rooms_and_its_memory(dynamics, here):
     common = ["--task", "three", "--dynamics-type", dynamics, *TINY, "expl_behavior=plan2explore",
-              "expl_until=600"]  # fmt: skip
+              "expl_until=420"]  # fmt: skip
     whole = run("train", "--run-dir", "whole", *common)
     assert whole.exit_code == 0, whole.output
     assert "oracle" in whole.output
     begun = run("train", "--run-dir", "parts", *common)
     assert begun.exit_code == 0, begun.output
-    shutil.rmtree(here / "parts" / "checkpoints" / "step_000006")  # as if it had ended at 3
+    shutil.rmtree(here / "parts" / "checkpoints" / "step_000007")  # as if it had ended at 5
     resumed = run("train", "--run-dir", "parts", "--resume")
     assert resumed.exit_code == 0, resumed.output
-    assert json.loads((here / "parts" / "run.json").read_text())["resumes"][0]["step"] == 3
+    assert json.loads((here / "parts" / "run.json").read_text())["resumes"][0]["step"] == 5
     one, two = measured(here / "whole"), measured(here / "parts")
     assert one == two
+    final = [Checkpoints(here / name / "checkpoints").load(7).state for name in ("whole", "parts")]
+    for section in ("model", "optimizer", "extras", "random"):
+        assert differing(*(state[section] for state in final)) == []
     # 8 rooms, 64 frames learnt from at a ratio of 4: two steps of each room before an update.
-    assert [row["train/env_steps"] for row in one] == [400, 400, 400, 416, 432, 448]
+    assert [row["train/env_steps"] for row in one] == [400, 400, 400, 416, 432, 448, 464]
     assert one[-1]["metric/return"] == read_returns(here / "whole" / "evaluation")[0].mean
     assert "Returns" in (here / "whole" / "report.html").read_text()
 
@@ -65,6 +84,15 @@ def test_an_agent_trains_and_resumes_to_the_bit_with_its_rooms_and_its_memory(dy
     assert config.dynamics_type == dynamics
     world, _ = restore_world(here / "whole")
     assert {*world.state_dict()} == {*agent.world.state_dict()}
+    bounds = run("boundaries", "eval", "whole", "--event", "pad_enter", "--permutations", 50,
+                 "--detector", "random")  # fmt: skip
+    assert bounds.exit_code == 0, bounds.output
+    found = json.loads((here / "whole" / "evaluation" / "boundary_eval.json").read_text())
+    names = {"surprise"}
+    if dynamics == "vta":
+        names |= {"posterior", "posterior:topk", "online", "online:topk"}
+    assert {each["detector"] for each in found["judgements"]} == {*names, "random"}
+    assert found["episodes"] == 3
     judged = run("eval", "whole", "--episodes", 3, "--steps", 50)
     assert judged.exit_code == 0, judged.output
     assert [line.split()[0] for line in judged.output.splitlines()[-3:]] == [
@@ -108,6 +136,12 @@ def test_every_preset_can_be_chosen(name):
     default = TrainConfig()
     changed = differences(plain(default), plain(chosen.model_copy(update={"seed": 0})))
     assert bool(changed) is (name != "cpu_tiny"), changed
+    pixels = chosen.size**2 * 3
+    agent = new_agent(chosen, pixels, torch.Generator().manual_seed(0))
+    state, nothing = agent.world.dynamics.zeros(1, agent.world.pixel_mean), torch.zeros(1, 5)
+    first = torch.ones(1, dtype=torch.bool)
+    _, action = agent.act(state, torch.rand(1, pixels), nothing, first, None)
+    assert action.sum() == 1
 
 
 def test_a_file_lies_below_a_preset_and_a_preset_below_the_rest(here):
@@ -125,6 +159,7 @@ def test_a_file_lies_below_a_preset_and_a_preset_below_the_rest(here):
         (["--preset", "cpu_huge"], "there are cpu_small, cpu_tiny"),
         (["steps=10"], "prefill is 100000"),
         (["action_repeat=2"], "are not repeated"),
+        (["--data", "recorded"], "an agent makes its own episodes"),
         (["players=nobody"], "'nobody' is no player"),
     ],
 )

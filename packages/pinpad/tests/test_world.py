@@ -12,6 +12,7 @@ from pinpad.data.collect import collect, write_new
 from pinpad.data.episodes import read_episode
 from pinpad.data.planted import planted_episodes
 from pinpad.data.players import parse_mix
+from pinpad.models.frames import begin_with, frame_decoder, frame_encoder
 from pinpad.models.rssm import RssmSettings
 from pinpad.models.vta import Vta, VtaSettings
 from pinpad.models.world import Seen, WorldModel, squared_error
@@ -74,6 +75,37 @@ def test_a_fresh_decoder_predicts_the_mean_frame_and_the_encoder_sees_deviations
     )
 
 
+@pytest.mark.parametrize("side", [8, 16, 64])
+def test_convolutions_see_a_frame_as_it_was_flattened_and_draw_one_back(side):
+    torch.manual_seed(0)
+    pixels = side * side * 3
+    encoder, width = frame_encoder(pixels, 0, depth=4)
+    decoder = frame_decoder(6, pixels, 0, depth=4)
+    frame = torch.rand(2, 3, pixels, requires_grad=True)
+    embedding = encoder(frame)
+    assert embedding.shape == (2, 3, width)
+    assert decoder(torch.randn(2, 3, 6)).shape == frame.shape
+    image = frame.unflatten(-1, (side, side, 3)).movedim(-1, -3)
+    for i, j in ((0, 0), (1, 2)):
+        torch.testing.assert_close(encoder.layers(image[i, j][None])[0].flatten(), embedding[i, j])
+    # A pixel of the upper left corner reaches only the upper left of the first layer.
+    first = encoder.layers[0](image[0])
+    (gradient,) = torch.autograd.grad(first[:, :, 0, 0].sum(), frame)
+    reached = gradient[0, 0].reshape(side, side, 3).abs().sum(-1) > 0
+    assert reached[:3, :3].all()
+    assert reached.sum() == 9
+    begin_with(decoder, torch.full((pixels,), 0.25))
+    for parameter in decoder.layers.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.testing.assert_close(decoder(torch.zeros(1, 6)).sigmoid(), torch.full((1, pixels), 0.25))
+
+
+@pytest.mark.parametrize("pixels", [12, 7 * 7 * 3, 24 * 24 * 3, 4 * 4 * 3])
+def test_convolutions_refuse_frames_that_do_not_halve(pixels):
+    with pytest.raises(ValueError, match="not square with a side of"):
+        frame_encoder(pixels, 0, depth=4)
+
+
 def test_the_squared_error_is_summed_over_pixels():
     assert squared_error(torch.full((2, 3), 0.5), torch.zeros(2, 3)).tolist() == [0.75, 0.75]
 
@@ -81,13 +113,13 @@ def test_the_squared_error_is_summed_over_pixels():
 @pytest.mark.parametrize("dynamics", ["rssm", "vta"])
 def test_the_command_trains_resumes_to_the_bit_and_scores(dynamics, here):
     common = [f"dynamics_type={dynamics}", *TINY]
-    whole = run("train-world", "--run-dir", "whole", *common)
+    whole = run("train", "wm_only=true", "--run-dir", "whole", *common)
     assert whole.exit_code == 0, whole.output
     assert (here / "whole" / "report.html").is_file()
-    begun = run("train-world", "--run-dir", "parts", *common)
+    begun = run("train", "wm_only=true", "--run-dir", "parts", *common)
     assert begun.exit_code == 0, begun.output
     shutil.rmtree(here / "parts" / "checkpoints" / "step_000004")  # as if it had ended at 2
-    resumed = run("train-world", "--run-dir", "parts", "--resume")
+    resumed = run("train", "--run-dir", "parts", "--resume")
     assert resumed.exit_code == 0, resumed.output
     one, two = (read_records(here / name)[-1] for name in ("whole", "parts"))
     assert json.loads((here / "parts" / "run.json").read_text())["resumes"][0]["step"] == 2
@@ -114,8 +146,8 @@ def test_the_command_trains_resumes_to_the_bit_and_scores(dynamics, here):
 
 def test_scores_are_what_the_model_says_frame_by_frame(here):
     done = run(
-        "train-world", "--run-dir", "run", "dynamics_type=vta", "vta_boundary_force_scale=10",
-        "vta_max_seg_len=3", "vta_max_seg_num=3", *TINY,
+        "train", "wm_only=true", "--run-dir", "run", "dynamics_type=vta",
+        "vta_boundary_force_scale=10", "vta_max_seg_len=3", "vta_max_seg_num=3", *TINY,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     folder = here / "episodes"
@@ -138,18 +170,18 @@ def test_scores_are_what_the_model_says_frame_by_frame(here):
 
 def test_the_gate_asks_for_more_than_copying_the_last_frame(here):
     arguments = [a for a in TINY if not a.startswith("gates")]
-    done = run("train-world", "--run-dir", "run", *arguments)
+    done = run("train", "wm_only=true", "--run-dir", "run", *arguments)
     assert done.exit_code == 3
     assert "predicts a frame no better" in done.output
 
 
 def test_episodes_of_another_size_are_refused(here):
-    done = run("train-world", "--run-dir", "run", *TINY)
+    done = run("train", "wm_only=true", "--run-dir", "run", *TINY)
     assert done.exit_code == 0, done.output
     write_new(here / "planted", planted_episodes(1, length=30))
     with pytest.raises(UserError, match=r"frames of \(1, 8, 3\)"):
         score_folder(here / "run", here / "planted", here / "scores")
-    mixed = run("train-world", "--run-dir", "mixed", "data=planted", *TINY)
+    mixed = run("train", "wm_only=true", "--run-dir", "mixed", "data=planted", *TINY)
     assert mixed.exit_code == 2
     assert "held-out frames" in mixed.output
 
@@ -159,13 +191,13 @@ def test_episodes_of_another_size_are_refused(here):
     [
         ("task=pinpad_nine", "pinpad_nine"),
         ("dynamics_type=gru", "dynamics_type"),
-        ("vta_boundary_scale=0.5", "vta_boundary_rate is 0"),
+        ("vta_boundary_rate=0", "vta_boundary_rate is 0"),
         ("vta_boundry_temp=2", "did you mean"),
         ("compile=true", "nothing is compiled"),
     ],
 )
 def test_wrong_settings_are_named(override, message, here):
-    done = run("train-world", override)
+    done = run("train", "wm_only=true", override)
     assert done.exit_code == 2, done.output
     assert message in done.output
 

@@ -66,7 +66,7 @@ def tree(tree: Tree) -> Check:
             "tree",
             "fail",
             f"{detail}; {len(tree.problems)} more cannot be used: {tree.problems[0].message}",
-            "complete the data, or put these into a skip file (data.skip)",
+            "complete the data, or put these into a skip file (dataset.skip)",
             values,
             tuple(problem.place for problem in tree.problems[:_PLACES]),
         )
@@ -100,7 +100,7 @@ def files(chosen: Sequence[Frame], unread: Sequence[tuple[AgentFrame, str]]) -> 
             "files",
             "fail",
             f"{len(unread)} of {total} vehicle frames cannot be read: {unread[0][1]}",
-            "mend or replace these files, or put the frames into a skip file (data.skip)",
+            "mend or replace these files, or put the frames into a skip file (dataset.skip)",
             values,
             tuple(str(agent) for agent, _ in unread[:_PLACES]),
         )
@@ -250,7 +250,7 @@ def masks(measured: Sequence[Measured]) -> Check:
             "masks",
             "fail",
             f"{detail}: no depth at all",
-            "set data.depth_format, depth_root",
+            "set dataset.depth_format, depth_root",
             values,
         )
     if valid < _SPARSE * coverage:
@@ -291,7 +291,7 @@ def depth_unit(measured: Sequence[Measured]) -> Check:
             "depth unit",
             "fail",
             f"{detail}: the depth is not in metres",
-            f"multiply the depth by {1 / scale:.3g}, or set the right data.depth_format",
+            f"multiply the depth by {1 / scale:.3g}, or set the right dataset.depth_format",
             values,
         )
     return Check("depth unit", "ok", detail, values=values)

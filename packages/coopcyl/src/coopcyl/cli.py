@@ -36,6 +36,9 @@ OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to wr
 TrainedArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Directory of a training run, or one checkpoint.")
 ]
+RerunOption = Annotated[
+    bool, typer.Option("--rerun", help="Also a recording for the Rerun viewer (rerun-sdk).")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 VALIDATION_FAILED = 3
 
@@ -138,12 +141,14 @@ def render(
     root: RootOption = None,
     split: SplitOption = None,
     frame: FrameOption = "0",
+    rerun: RerunOption = False,
     output: OutputOption = Path("scenes"),
 ) -> None:
     """Draw one time as the network sees it: a page with clouds, PNG, npy, summary.json."""
     from coopcyl.judging import Question, run_rendering
 
-    typer.echo(run_rendering(Question(run, overrides, root, split), frame=frame, output=output))
+    question = Question(run, overrides, root, split)
+    typer.echo(run_rendering(question, frame=frame, output=output, rerun=rerun))
 
 
 @app.command()
@@ -153,12 +158,14 @@ def viz(
     root: RootOption = None,
     split: SplitOption = None,
     frame: FrameOption = "0",
+    rerun: RerunOption = False,
     output: OutputOption = Path("scenes"),
 ) -> None:
     """Draw one time as its files have it: a page with the clouds of all vehicles."""
     from coopcyl.commands import Request, run_viz
 
-    typer.echo(run_viz(Request(config, overrides, root, split), frame=frame, output=output))
+    request = Request(config, overrides, root, split)
+    typer.echo(run_viz(request, frame=frame, output=output, rerun=rerun))
 
 
 @app.command()
@@ -253,13 +260,16 @@ def preview(
     root: RootOption = None,
     split: SplitOption = None,
     frame: FrameOption = "0",
+    depth_aware: Annotated[
+        bool, typer.Option("--depth-aware", help="Also the panorama from one centre, from depth.")
+    ] = False,
     output: OutputOption = Path("previews"),
 ) -> None:
     """Write panoramas, ranges, masks and camera indices of one time as PNG and npy."""
     from coopcyl.commands import Request, run_preview
 
     request = Request(config, overrides, root, split)
-    typer.echo(run_preview(request, frame=frame, output=output))
+    typer.echo(run_preview(request, frame=frame, output=output, depth_aware=depth_aware))
 
 
 @app.command()

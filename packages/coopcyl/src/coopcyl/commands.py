@@ -60,19 +60,19 @@ def run_validation(request: Request, *, samples: int, as_json: bool, output: Pat
     return result.passed
 
 
-def run_preview(request: Request, *, frame: str, output: Path) -> str:
+def run_preview(request: Request, *, frame: str, output: Path, depth_aware: bool) -> str:
     """Write the pictures of one time; return what was done."""
     settings, tree = request.open()
     chosen = looking.choose_frame(tree, frame)
-    written = looking.preview(chosen, settings.reader(), output)
+    written = looking.preview(chosen, settings.reader(), output, depth_aware=depth_aware)
     return f"{len(written)} files of {chosen.scenario}/{chosen.time} in {output}"
 
 
-def run_viz(request: Request, *, frame: str, output: Path) -> str:
+def run_viz(request: Request, *, frame: str, output: Path, rerun: bool) -> str:
     """Write the page of one time; return what was done."""
     settings, tree = request.open()
     chosen = looking.choose_frame(tree, frame)
-    page = looking.viz(chosen, settings.reader(), output)
+    page = looking.viz(chosen, settings.reader(), output, rerun=rerun)
     return f"{len(chosen.agents)} vehicles of {chosen.scenario}/{chosen.time}: {page}"
 
 

@@ -14,13 +14,13 @@ from coopcyl.validate import validate
 
 SETTINGS = (
     "name=demo",
-    "train_params.epochs=6",
-    "eval_interval=300",
-    "checkpoint_interval=300",
+    "train_params.epochs=5",
+    "eval_interval=250",
+    "checkpoint_interval=250",
     "gates=[{metric: metric/share_of_identity, op: <=, threshold: 0.3, "
     'otherwise: "less than 70 % of the distance between the vehicles was found"}]',
 )
-"""600 steps of 4 pairs."""
+"""500 steps of 4 pairs."""
 
 VALIDATED = 10
 

@@ -14,12 +14,12 @@ OPTIONS = SynthOptions(scenarios=3, vehicles=(2, 3), width=400)
 
 TOWN = Path("data/coopcyl/town")
 _TRAIN = SynthOptions(
-    scenarios=400, vehicles=(3, 3), width=160, depth=("npy",), lidar=(8, 240), plain=0.5
+    scenarios=300, vehicles=(3, 3), width=160, depth=("npy",), lidar=(8, 240), plain=0.5
 )
 TOWN_SPLITS = {
     "train": _TRAIN,
     "validate": replace(
-        _TRAIN, split="validate", scenarios=64, vehicles=(2, 2), foreign=True, seed=1
+        _TRAIN, split="validate", scenarios=48, vehicles=(2, 2), foreign=True, seed=1
     ),
 }
 """To learn from: small images of many crossings, and others of another kind to judge on."""

@@ -13,6 +13,7 @@ import torch
 from loom import distributed
 
 from coopcyl.baselines import gps_pose
+from coopcyl.data.errors import DataError
 from coopcyl.data.samples import SetSample, sample_of
 from coopcyl.data.tree import AgentFrame, Frame
 from coopcyl.geometry.alignment import DEFAULT_SOLVER, SolverOptions
@@ -91,9 +92,18 @@ class Evaluation:
 def evaluation_sets(
     frames: Sequence[Frame], views: tuple[int, int], most: int | None
 ) -> list[EvaluationSet]:
-    """Return one set per time, evenly spread: the ego vehicle first, then the others by id."""
+    """Return one set per time, evenly spread: the ego vehicle first, then the others by id.
+
+    Raises:
+        DataError: No time has so many vehicles.
+    """
     least, largest = views
     usable = [f for f in frames if len(f.agents) >= least and f.agents[0].agent >= 0]
+    if not usable:
+        raise DataError(
+            f"none of {len(frames)} times has {least} vehicles to judge on",
+            hint="lower dataset.val.views, or take a split with more vehicles per scenario",
+        )
     count = min(most or len(usable), len(usable))
     chosen = np.linspace(0, len(usable) - 1, count).round().astype(int)
     return [EvaluationSet(usable[i].agents[:largest]) for i in chosen]
@@ -105,7 +115,6 @@ def evaluate(
     read: Callable[[AgentFrame], View],
     solver: SolverOptions = DEFAULT_SOLVER,
     oracle: frozenset[OracleKind] = frozenset(),
-    progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
     """Predict every set and compare with the truth.
 
@@ -115,15 +124,13 @@ def evaluate(
         read: Reads one view.
         solver: Settings of the pose solver.
         oracle: Stages that are replaced by the truth.
-        progress: Told how many sets are done.
     """
     rows, views = [], []
-    for done, index in enumerate(distributed.sharded_indices(len(sets)), 1):
+    for index in distributed.sharded_indices(len(sets)):
         sample = sample_of([read(agent) for agent in sets[index].agents], np.random.default_rng(0))
         found = predict_sample(model, sample, solver, oracle)
         rows.append(_pose_rows(found, sample, sets[index], index))
         views.append(_view_rows(found, sample))
-        progress(done)
     width = 3 * _POSE + 2
     joined = _gathered(rows, width)
     by_view = _gathered(views, len(VIEW_METRICS))

@@ -219,7 +219,7 @@ def parity(restored: Restored, batch: SetBatch, found: Iterable[SetPrediction]) 
     }
 
 
-def run_rendering(question: Question, *, frame: str, output: Path) -> str:
+def run_rendering(question: Question, *, frame: str, output: Path, rerun: bool = False) -> str:
     """Draw one time as the network sees it; return what was written."""
     asked = question.open()
     chosen = choose_frame(asked.tree, frame)
@@ -227,7 +227,7 @@ def run_rendering(question: Question, *, frame: str, output: Path) -> str:
     seen = [see(agent, asked.views.reader) for agent in agents]
     sample = sample_of([each.view for each in seen], np.random.default_rng(0))
     found = predict_sample(asked.restored.model, sample, asked.config.solver.build())
-    page = write_scene(chosen, seen, output, found)
+    page = write_scene(chosen, seen, output, found, rerun=rerun)
     write_json(page.with_name(f"{page.stem}_sources.json"), asked.restored.sources())
     return f"{len(seen)} vehicles of {chosen.scenario}/{chosen.time}: {page}"
 

@@ -9,11 +9,12 @@ from loom.files import explained, write_json
 from coopcyl import figures
 from coopcyl.data.frame_yaml import read_frame
 from coopcyl.data.images import read_png, write_png
-from coopcyl.data.panoramas import PanoramaReader
+from coopcyl.data.panoramas import PanoramaReader, frame_rig
 from coopcyl.data.pcd import read_pcd
 from coopcyl.data.rig_file import read_rig_file
 from coopcyl.data.tree import AgentFrame, Frame, Tree
 from coopcyl.geometry.carla import CV_FROM_UE
+from coopcyl.geometry.central_view import CentralView, central_view
 from coopcyl.geometry.coverage import expected_coverage
 from coopcyl.geometry.panorama import Panorama
 from coopcyl.geometry.stitch_table import build_table
@@ -41,11 +42,19 @@ def choose_frame(tree: Tree, wanted: str) -> Frame:
     )
 
 
-def preview(frame: Frame, reader: PanoramaReader, folder: Path) -> list[Path]:
+def preview(
+    frame: Frame, reader: PanoramaReader, folder: Path, *, depth_aware: bool = False
+) -> list[Path]:
     """Write pictures and arrays of each vehicle's view at one time; return the files.
 
     Per vehicle `{time}_{agent}_` and `rgb`, `range`, `coverage`, `depth_valid`, `non_ambiguous`,
     `camera` as PNG, and `range` and `camera` as npy; with them `summary.json`.
+
+    Args:
+        frame: The time.
+        reader: How panoramas are made.
+        folder: Where to write.
+        depth_aware: Also `central`, the panorama from one centre without seams.
     """
     make_folder(folder)
     written, summary = [], {}
@@ -53,6 +62,9 @@ def preview(frame: Frame, reader: PanoramaReader, folder: Path) -> list[Path]:
         view = reader.read(agent)
         stem = f"{frame.time}_{agent.agent}"
         written += _write_view(folder, stem, view)
+        if depth_aware:
+            written.append(folder / f"{stem}_central.png")
+            write_png(written[-1], _central(agent, reader).rgb)
         summary[str(agent.agent)] = {
             "frame": str(agent),
             "cameras": list(agent.cameras),
@@ -66,15 +78,21 @@ def preview(frame: Frame, reader: PanoramaReader, folder: Path) -> list[Path]:
     return [*written, folder / "summary.json"]
 
 
+def _central(agent: AgentFrame, reader: PanoramaReader) -> CentralView:
+    images = [read_png(agent.image(name), "RGB") for name in agent.cameras]
+    rig = frame_rig(read_frame(agent.yaml), agent.cameras, [image.shape[:2] for image in images])
+    return central_view(rig, images, reader.depth.read(agent, rig.cameras), reader.panorama)
+
+
 def see(agent: AgentFrame, reader: PanoramaReader) -> Seen:
     """Read one vehicle with its cameras."""
     stitched = reader.stitch(agent)
     return Seen(agent, reader.view(agent, stitched), stitched.rig)
 
 
-def viz(frame: Frame, reader: PanoramaReader, folder: Path) -> Path:
+def viz(frame: Frame, reader: PanoramaReader, folder: Path, *, rerun: bool = False) -> Path:
     """Write the page of one time as the files have it; return it."""
-    return write_scene(frame, [see(agent, reader) for agent in frame.agents], folder)
+    return write_scene(frame, [see(agent, reader) for agent in frame.agents], folder, rerun=rerun)
 
 
 def _write_view(folder: Path, stem: str, view: View) -> list[Path]:

@@ -20,6 +20,7 @@ from coopcyl.geometry.rig import Rig
 from coopcyl.geometry.view import View
 from coopcyl.metrics import mask_metrics, range_metrics, rot_err_deg, trans_err_m
 from coopcyl.models.predict import SetPrediction
+from coopcyl.rerun_export import write_recording
 from coopcyl.scene_page import SceneView, scene_page
 
 MASK_BAND = (0.05, 0.98)
@@ -44,7 +45,12 @@ class Seen:
 
 
 def write_scene(
-    frame: Frame, seen: Sequence[Seen], folder: Path, found: SetPrediction | None = None
+    frame: Frame,
+    seen: Sequence[Seen],
+    folder: Path,
+    found: SetPrediction | None = None,
+    *,
+    rerun: bool = False,
 ) -> Path:
     """Write one time; return the page.
 
@@ -53,6 +59,7 @@ def write_scene(
         seen: Its vehicles, the reference first.
         folder: Where to write; made if needed.
         found: What a network says of them; without it, only what the files say.
+        rerun: Also write a recording for the Rerun viewer.
     """
     stem = f"{frame.scenario}_{frame.time}"
     with explained(folder):
@@ -83,6 +90,8 @@ def write_scene(
             "poses": {k: p.tolist() for k, p in poses.items()}
         }
     note = "Points from the files." if found is None else "Points from the predicted ranges."
+    if rerun:
+        write_recording(folder / f"{stem}.rrd", stem, views)
     page = folder / f"{stem}.html"
     write_atomic(page, scene_page(f"{frame.scenario} / {frame.time}", note, views))
     write_json(

@@ -1,6 +1,6 @@
 """Train the network: batches by step, losses, and an evaluation in metres beside the baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +84,21 @@ def lr_lines(config: TrainConfig) -> list[str]:
 
 
 def train(
-    config: TrainConfig, run: Run, data: TrainingData, device: str = "cpu"
-) -> tuple[Network, FitResult]:
-    """Train, writing records and checkpoints into the run's directory; return what is judged."""
+    config: TrainConfig,
+    run: Run,
+    data: TrainingData,
+    on_judged: Callable[[Evaluation, int], None],
+    device: str = "cpu",
+) -> FitResult:
+    """Train, writing records and checkpoints into the run's directory.
+
+    Args:
+        config: The settings.
+        run: The open run.
+        data: Both splits.
+        on_judged: Told each evaluation of the averaged weights, and its step.
+        device: Where the network is.
+    """
     sampler = SetSampler(
         data.train.frames, config.seed, config.train_params.global_batch, config.dataset.views
     )
@@ -104,20 +116,21 @@ def train(
         return {name: factor * schedule.at(step) for name, factor in factors.items()}
 
     sets = data.val_sets(config)
+
+    def judge(model: Network) -> dict[str, float | None]:
+        found = evaluate(model, sets, data.views.read, config.solver.build())
+        on_judged(found, state.step)
+        return recorded(found)
+
     try:
-        result = fit(
+        return fit(
             run,
             state,
             steps=config.max_steps,
             batch=batches,
             loss=lambda model, batch, step: losses(config, model, batch),
             lr=rates,
-            evaluate=Every(
-                config.eval_interval,
-                lambda model: recorded(
-                    evaluate(model, sets, data.views.read, config.solver.build())
-                ),
-            ),
+            evaluate=Every(config.eval_interval, judge),
             gates=config.gates,
             clip_norm=config.train_params.clip_norm,
             log_interval=config.log_interval,
@@ -126,7 +139,6 @@ def train(
         )
     finally:
         batches.close()
-    return state.ema_model, result
 
 
 def recorded(found: Evaluation) -> dict[str, float | None]:

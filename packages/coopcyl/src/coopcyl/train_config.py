@@ -5,11 +5,12 @@ Every length is in steps or follows from them; nothing depends on the number of 
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 from loom.config import Config
 from loom.gates import Baseline, Gate
 from loom.schedule import Schedule, WarmupCosine
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, model_validator
 
 from coopcyl.config import DatasetSection, PanoramaSection
 from coopcyl.data.panoramas import PanoramaReader
@@ -17,6 +18,18 @@ from coopcyl.data.samples import Augmentation
 from coopcyl.geometry.alignment import SolverOptions
 from coopcyl.loss_options import MatchingLossOptions, OverallLossOptions
 from coopcyl.models.options import PATCH, CylNetOptions, ModelOptions
+
+
+def _at_least_two(views: tuple[int, int]) -> tuple[int, int]:
+    least, most = views
+    if not 2 <= least <= most:
+        raise ValueError(
+            f"views are {least} to {most}; a pose needs 2, and the smaller comes first"
+        )
+    return views
+
+
+Views = Annotated[tuple[int, int], AfterValidator(_at_least_two)]
 
 
 class NetworkPanorama(PanoramaSection):
@@ -41,13 +54,13 @@ class ValidationSection(Config):
     max_sets_per_epoch: int | None = Field(
         64, ge=1, description="sets of an evaluation, evenly spread; null: all"
     )
-    views: tuple[int, int] = Field((2, 2), description="fewest and most vehicles of a set")
+    views: Views = Field((2, 2), description="fewest and most vehicles of a set")
 
 
 class TrainDataset(DatasetSection):
     """An OPV2V data set to learn from."""
 
-    views: tuple[int, int] = Field((2, 2), description="fewest and most vehicles of a set")
+    views: Views = Field((2, 2), description="fewest and most vehicles of a set")
     max_sets_per_epoch: int = Field(400, ge=1, description="sets, not steps, of an epoch")
     cache: Path = Field(Path("data/coopcyl/cache"), description="folder of the stitched panoramas")
     val: ValidationSection = ValidationSection()

@@ -16,7 +16,8 @@ from loom.run import Run
 from coopcyl.data.cache import StitchedCache
 from coopcyl.data.tree import Tree
 from coopcyl.embedded import open_town
-from coopcyl.evaluate import evaluate
+from coopcyl.evaluate import Evaluation
+from coopcyl.guard import require_this_checkout
 from coopcyl.judging import print_results, results
 from coopcyl.pages import RESULTS, write_report
 from coopcyl.train import TrainingData, lr_lines, train
@@ -37,31 +38,46 @@ def run_training(
     archive: bool = False,
 ) -> Path:
     """Train, judge the result, write the page; return the run directory."""
+    require_this_checkout(Path.cwd(), Path(__file__).parent)
     if resume and source is None and directory is not None:
         source = directory if (directory / "config.yaml").is_file() else None
     resolved = resolve(TrainConfig, source, overrides, groups=groups_of(source), flags=flags)
-    with (
-        Run.open(
-            "coopcyl", TrainConfig, resolved, directory=directory, resume=resume, archive=archive
-        ) as run,
-        distributed.group(),
-    ):
-        data = open_data(run.config, run.info)
-        run.use("train data", listing_digest(data.train))
-        run.use("validation data", listing_digest(data.val))
-        for tree in (data.train, data.val):
-            fill_cache(tree, data.views, run)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, result = train(run.config, run, data, device)
-        found = evaluate(
-            model.eval(), data.val_sets(run.config), data.views.read, run.config.solver.build()
-        )
-        if run.is_main:
-            write_json(run.path(RESULTS), results(found) | {"step": result.step})
-    if run.is_main:
-        print_results({"network": found})
-        typer.echo(f"report: {write_report(run.dir)}")
+    last: list[Evaluation] = []
+    run: Run[TrainConfig] | None = None
+    try:
+        with (
+            Run.open(
+                "coopcyl",
+                TrainConfig,
+                resolved,
+                directory=directory,
+                resume=resume,
+                archive=archive,
+            ) as run,
+            distributed.group(),
+        ):
+            _train(run, last)
+    finally:  # a missed gate and a signal leave a result and a page, too
+        if run is not None and run.is_main and last:
+            print_results({"network": last[0]})
+            typer.echo(f"report: {write_report(run.dir)}")
     return run.dir
+
+
+def _train(run: Run[TrainConfig], last: list[Evaluation]) -> None:
+    """Prepare the data and train; `last` holds the newest evaluation."""
+    data = open_data(run.config, run.info)
+    run.use("train data", listing_digest(data.train))
+    run.use("validation data", listing_digest(data.val))
+    for tree in (data.train, data.val):
+        fill_cache(tree, data.views, run)
+
+    def keep(found: Evaluation, step: int) -> None:
+        last[:] = [found]
+        if run.is_main:
+            write_json(run.path(RESULTS), results(found) | {"step": step})
+
+    train(run.config, run, data, keep, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def groups_of(source: Path | None) -> Path:

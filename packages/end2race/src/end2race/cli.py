@@ -5,7 +5,7 @@ from functools import partial
 from loom.cli import application, run_app
 
 import end2race
-from end2race.commands import cache, evaluate, simulate, train
+from end2race.commands import cache, evaluate, importing, memory, simulate, train
 
 
 def _checks():
@@ -21,3 +21,5 @@ simulate.register(app)
 train.register(app)
 evaluate.register(app)
 cache.register(app)
+memory.register(app)
+importing.register(app)

@@ -55,6 +55,41 @@ class DistillationSection(Config):
         "error", description="what a window without an answer is: an error, or left out of the sum"
     )
     allow_stale: bool = Field(False, description="take a cache of another teacher or dataset")
+    memory: Literal["none", "topk"] = Field(
+        "none", description="topk: windows without an answer get that of the most similar ones"
+    )
+    memory_dir: Path | None = Field(None, description="memory bank, looked up by the camera")
+    topk: int = Field(8, ge=1, description="windows that are recalled")
+    tau: Positive = Field(0.1, description="temperature of their weights")
+
+    @model_validator(mode="after")
+    def _memory_is_named(self) -> "DistillationSection":
+        if (self.memory == "topk") != (self.memory_dir is not None):
+            raise ValueError(
+                f"memory is {self.memory} and memory_dir is {self.memory_dir}; topk needs a bank, "
+                "and a bank is used by topk"
+            )
+        return self
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether there is anything to distil from."""
+        return self.cache_dir is not None or self.memory_dir is not None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight by field of the teacher's answers."""
+        return {
+            "actions": self.action_weight,
+            "bev_vec": self.bevvec_weight,
+            "gru_out": self.temporal_weight,
+            "bev_feat": self.bevfeat_weight,
+        }
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of the teacher's answers that have a weight."""
+        return tuple(name for name, weight in self.weights.items() if weight > 0)
 
 
 class TrainSection(Config):
@@ -73,6 +108,9 @@ class TrainSection(Config):
         0.5, description="share of windows whose previous wheel angles are withheld"
     )
     speed_dropout: Fraction = Field(0.5, description="share of windows whose speeds are withheld")
+    colour_mixing: Fraction = Field(
+        0.5, description="share of windows whose images get random colours"
+    )
     validate_interval: int | None = Field(
         100, ge=1, description="updates between two validations; null: none, not even at the end"
     )
@@ -126,13 +164,13 @@ class StudentConfig(DriverConfig):
         (), description="names of the segments whose expert labels are used; empty: by fraction"
     )
     labelled_share: Fraction = Field(
-        0.5,
+        0.25,
         description="share of each batch that is drawn from the labelled windows, where the "
         "others are not all labelled",
     )
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> "StudentConfig":
-        if self.label_fraction == 0 and not self.labelled_segments and self.kd.cache_dir is None:
+        if self.label_fraction == 0 and not self.labelled_segments and not self.kd.has_teacher:
             raise ValueError("label_fraction is 0 and kd.cache_dir is null: nothing to learn from")
         return self

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from loom.device import choose_device
 from loom.drawing import print_table
 from loom.errors import UserError
 from loom.files import read_text, write_atomic, write_json
@@ -22,7 +23,6 @@ from end2race.driving import sensor_of
 from end2race.embedded import default_dataset
 from end2race.evaluate import ActionErrors, actor_of, copycat, open_loop, open_loop_errors
 from end2race.restore import restore
-from end2race.training import device_of_setting
 
 
 def evaluate_driver(
@@ -63,7 +63,7 @@ def evaluate_driver(
     """
     ActionErrors().check_names(names, weights)
     restored = restore(checkpoint, kind)
-    restored.model.to(device_of_setting(device))
+    restored.model.to(choose_device(device))
     root = data_root if data_root is not None else default_dataset(say)
     dataset = open_dataset(root, (split,))
     listed = windows(dataset, split, seq_len or restored.file.seq_len)

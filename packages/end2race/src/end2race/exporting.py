@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from loom.device import choose_device
 from loom.errors import UserError
 from loom.progress import Progress
 
@@ -96,7 +97,7 @@ def export_cache(settings: ExportSettings, say: Callable[[str], None]) -> Teache
             hint="its dataset.json decides how the files are read; correct it if it is wrong",
         )
     teacher = restore(settings.teacher, "teacher")
-    device = _device(settings.device)
+    device = choose_device(settings.device)
     teacher.model.to(device)
     seq_len = settings.seq_len or teacher.file.seq_len
     chosen = windows(dataset, settings.split, seq_len, settings.stride)
@@ -168,13 +169,6 @@ def _verify(exporter: Exporter, cache: TeacherCache, say: Callable[[str], None])
             f"{cache.directory} is not what the teacher answers: {'; '.join([*damages, shown])}",
             hint=f"differences up to {limit:g} are rounding; export again into another folder",
         )
-
-
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UserError("--device cuda, but torch finds no CUDA device", hint="take --device auto")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
 def import_npz(

@@ -60,7 +60,10 @@ class TeacherAnswers:
 def behaviour_cloning(
     actions: Tensor, target: Tensor, labelled: Tensor, weights: ActionLossSection
 ) -> dict[str, Term]:
-    """Compare actions with the expert's.
+    """Compare actions with the expert's: means over all windows, zero for those without a label.
+
+    So each window weighs the same, labelled or not: a mean over a few labelled ones would drown
+    the distillation in the noise of that few.
 
     Args:
         actions: wheel angle (degrees) and speed (m/s), [B, T, 2].
@@ -69,13 +72,14 @@ def behaviour_cloning(
         weights: Of the terms.
     """
     labelled = labelled.to(actions.device)
-    error = (actions - target.to(actions.device))[labelled]
+    error = (actions - target.to(actions.device)) * labelled[:, None, None]
     terms = {
-        "steer": Term(_mean(error[..., 0].square()), weights.steer_weight),
-        "speed": Term(_mean(error[..., 1].square()), weights.speed_weight),
+        "steer": Term(error[..., 0].square().mean(), weights.steer_weight),
+        "speed": Term(error[..., 1].square().mean(), weights.speed_weight),
     }
     if weights.smooth_weight > 0:
-        terms["smooth"] = Term(_mean(error.diff(dim=1).square()), weights.smooth_weight)
+        change = error.diff(dim=1).square()
+        terms["smooth"] = Term(change.sum() / max(change.numel(), 1), weights.smooth_weight)
     return terms
 
 
@@ -98,12 +102,8 @@ class Distillation(nn.Module):
         map_channels: int,
     ) -> None:
         super().__init__()
-        self.weights = {
-            "actions": section.action_weight,
-            "bev_vec": section.bevvec_weight,
-            "gru_out": section.temporal_weight,
-            "bev_feat": section.bevfeat_weight,
-        }
+        self.weights = section.weights
+        self.fields = section.fields
         self.adapters = nn.ModuleDict()
         if section.bevvec_weight > 0:
             self.adapters["bev_vec"] = _adapter(student.bev_dim, shapes["bev_vec"][-1])
@@ -111,11 +111,6 @@ class Distillation(nn.Module):
             self.adapters["gru_out"] = _adapter(student.policy.hidden, shapes["gru_out"][-1])
         if section.bevfeat_weight > 0:
             self.adapters["bev_feat"] = _adapter(map_channels, shapes["bev_feat"][-3])
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields of the teacher's answers that have a weight."""
-        return tuple(name for name, weight in self.weights.items() if weight > 0)
 
     @property
     def aux(self) -> tuple[str, ...]:
@@ -151,8 +146,3 @@ def _adapter(before: int, after: int) -> nn.Linear:
     nn.init.eye_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
-
-
-def _mean(values: Tensor) -> Tensor:
-    """Return the mean; zero, with a gradient of zero, where there is nothing."""
-    return values.mean() if values.numel() else torch.sum(values)

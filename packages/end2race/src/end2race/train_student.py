@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from loom.errors import UserError
 from loom.loop import FitResult, Losses, Shard
 from loom.run import Run
 
-from end2race.cache.info import Expected
-from end2race.cache.store import TeacherCache
 from end2race.config import StudentConfig
 from end2race.data.batches import Batch
 from end2race.data.dataset import Dataset, open_dataset
@@ -22,6 +18,7 @@ from end2race.losses import Distillation, TeacherAnswers, behaviour_cloning
 from end2race.models.presets import preset
 from end2race.models.student import CameraBEVStudent
 from end2race.restore import ModelFile, camera_file
+from end2race.teaching import open_teaching
 from end2race.training import Batches, Drives, new_model, open_drives, train_driver
 
 
@@ -31,33 +28,6 @@ class StudentBatch:
 
     windows: Batch
     teacher: TeacherAnswers | None
-
-
-class CachedTeacher:
-    """Reads the answers that the distillation needs.
-
-    Args:
-        cache: The teacher's.
-        fields: Which of its fields.
-        skip_missing: Leave out windows without an answer; otherwise they are an error.
-    """
-
-    def __init__(self, cache: TeacherCache, fields: Sequence[str], *, skip_missing: bool) -> None:
-        self._cache, self._fields, self._skip = cache, tuple(fields), skip_missing
-
-    def __call__(self, keys: Sequence[str]) -> TeacherAnswers:
-        """Return the answers about windows, zero with confidence 0 where there is none."""
-        absent = set(self._cache.missing(keys)) if self._skip else set()
-        found = [row for row, key in enumerate(keys) if key not in absent]
-        read = self._cache.read([keys[row] for row in found], self._fields)
-        fields = {}
-        for name, values in read.items():
-            whole = np.zeros((len(keys), *values.shape[1:]), np.float32)
-            whole[found] = values
-            fields[name] = torch.from_numpy(whole)
-        confidence = torch.zeros(len(keys))
-        confidence[found] = 1.0
-        return TeacherAnswers(fields, confidence)
 
 
 def train_student(config: StudentConfig, run: Run) -> tuple[CameraBEVStudent, FitResult]:
@@ -71,23 +41,19 @@ def train_student(config: StudentConfig, run: Run) -> tuple[CameraBEVStudent, Fi
         camera=camera_file(drives.dataset.info.calibration),
     )
     model: CameraBEVStudent = new_model(config, run, file)
-    cache = open_cache(config, run, drives)
-    distillation = teacher = None
-    if cache is not None:
-        fields = cache.info.fields
+    announce(run, config, drives)
+    teaching = open_teaching(config, run, drives, config.kd.fields)
+    distillation = None
+    if teaching is not None:
         distillation = Distillation(
-            config.kd, preset(config.preset), fields, model.backbone.map_channels
+            config.kd, preset(config.preset), teaching.shapes, model.backbone.map_channels
         )
-        teacher = CachedTeacher(
-            cache, distillation.fields, skip_missing=config.kd.missing == "skip"
-        )
-    streams = window_streams(config, drives, distils=cache is not None)
+    streams = window_streams(config, drives, distils=teaching is not None)
     draw = Batches(drives.reader, streams, config.train, run.seed)
-    announce(run, config, drives, cache)
 
     def batch(step: int, shard: Shard) -> StudentBatch:
         windows = draw(step, shard)
-        return StudentBatch(windows, teacher(windows.keys) if teacher else None)
+        return StudentBatch(windows, teaching.ask(windows.keys) if teaching else None)
 
     def loss(model: CameraBEVStudent, batch: StudentBatch, step: int) -> Losses:
         windows = batch.windows
@@ -150,49 +116,12 @@ def window_streams(
     return [(labelled, count), (others, size - count)] if count < size else [(labelled, size)]
 
 
-def open_cache(config: StudentConfig, run: Run, drives: Drives) -> TeacherCache | None:
-    """Open the teacher's cache and hold it to the dataset and the windows; None without one.
-
-    Raises:
-        UserError: It is of other data or another window length, lacks a field that has a weight, or
-            lacks windows and `kd.missing` is `error`.
-    """
-    section = config.kd
-    if section.cache_dir is None:
-        return None
-    split = config.data.train_split
-    expected = Expected(
-        data={split: drives.dataset.fingerprint(split)}, seq_len=config.data.seq_len
-    )
-    cache = TeacherCache.open(section.cache_dir, expected, allow_stale=section.allow_stale)
-    run.use("teacher", cache.info.teacher_sha256)
-    weights = {
-        "bev_vec": section.bevvec_weight,
-        "gru_out": section.temporal_weight,
-        "bev_feat": section.bevfeat_weight,
-    }
-    absent = [name for name, weight in weights.items() if weight and name not in cache.info.fields]
-    if absent:
-        raise UserError(
-            f"{section.cache_dir} holds no {', '.join(absent)}",
-            hint="export it with --save-bev-feat, or set that weight to 0",
-        )
-    coverage = cache.coverage([window.key for window in drives.train])
-    if coverage.found < coverage.wanted and section.missing == "error":
-        raise UserError(
-            f"{section.cache_dir} answers only {coverage}",
-            hint="finish the export with --resume; --kd-missing skip distils what is there",
-        )
-    run.info(f"[kd] the cache answers {coverage}")
-    return cache
-
-
-def announce(run: Run, config: StudentConfig, drives: Drives, cache: TeacherCache | None) -> None:
+def announce(run: Run, config: StudentConfig, drives: Drives) -> None:
     """Say what the student learns from."""
     labelled = int(drives.labelled.sum())
     run.info(
         f"[data] {labelled:,} of {len(drives.train):,} training windows of "
         f"{config.data.seq_len} frames carry the expert's label"
     )
-    if cache is None:
+    if not config.kd.has_teacher:
         run.info("[kd] no teacher cache: behaviour cloning alone (--teacher-cache-dir takes one)")

@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from loom.device import choose_device
 from loom.errors import UserError
 from loom.loop import Every, FitResult, Losses, Prefetch, Shard, TrainState, fit
 from loom.native import cores_for_kernels
 from loom.run import Run
 from loom.sampling import draw_rng, epoch_indices
 
+from end2race.augment import colour_maps, mix_colours
 from end2race.config import DriverConfig, TrainSection
 from end2race.data.batches import Batch, BatchReader
 from end2race.data.dataset import Dataset, open_dataset
@@ -124,7 +126,7 @@ class Batches:
 
     def __call__(self, step: int, shard: Shard) -> Batch:
         """Return the shard's part of the batch of a step."""
-        chosen, speed_known, steering_known = [], [], []
+        chosen, speed_known, steering_known, maps = [], [], [], []
         for number, (indices, count) in enumerate(self._streams):
             drawn = epoch_indices(len(indices), self._seed + number, step, count, shard)
             chosen.append(indices[drawn])
@@ -133,7 +135,11 @@ class Batches:
             known = rng.random((2, count))[:, part]
             speed_known.append(known[0] >= self._train.speed_dropout)
             steering_known.append(known[1] >= self._train.steering_dropout)
+            colours = draw_rng(self._seed, step, f"colours {number}")
+            maps.append(colour_maps(colours, count, self._train.colour_mixing)[part])
         batch = self._reader.read(np.concatenate(chosen))
+        if batch.images is not None and self._train.colour_mixing > 0:
+            batch = replace(batch, images=mix_colours(batch.images, np.concatenate(maps)))
         return replace(
             batch,
             speed=_withheld(batch.speed, speed_known),
@@ -170,7 +176,7 @@ def train_driver(
         write_model_file(run.dir, file)
     section = config.train
     for module in (model, *(extras or {}).values()):
-        module.to(device_of_setting(config.device))
+        module.to(choose_device(config.device))
     groups: list[dict[str, Any]] = [{"name": "model", "params": list(model.parameters())}]
     for name, extra in (extras or {}).items():
         groups.append({"name": name, "params": list(extra.parameters())})
@@ -206,20 +212,6 @@ def train_driver(
         save_model(config.save_path, model, file)
         run.info(f"[model] written to {config.save_path}")
     return result
-
-
-def device_of_setting(device: str) -> torch.device:
-    """Return the device that a setting means; `auto` takes CUDA where there is one.
-
-    Raises:
-        UserError: It is unknown, or CUDA is asked for and there is none.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device {device!r}", hint="take auto, cpu or cuda")
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise UserError("device=cuda, but torch finds no CUDA device", hint="take device=auto")
-    return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 
 def new_model(config: DriverConfig, run: Run, file: ModelFile) -> Any:

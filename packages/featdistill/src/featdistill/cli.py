@@ -185,6 +185,39 @@ def report(run: RunArgument) -> None:
 
 
 @app.command()
+def study(
+    overrides: Overrides = None,
+    root: Annotated[
+        Path, typer.Option(help="Folder of the study; `--resume` goes on with the one in it.")
+    ] = Path("runs/featdistill/study"),
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
+    l2_weight: Annotated[float, typer.Option(min=0, help="Of the squared feature error.")] = 0.05,
+    cos_weight: Annotated[float, typer.Option(min=0, help="Of 1 - feature cosine.")] = 0.01,
+    opacity_weight: Annotated[float, typer.Option(min=0, help="Of the opacity loss.")] = 0.05,
+    opacity_target: Annotated[
+        float, typer.Option(min=0, max=1, help="Constant opacity, against the teacher's alpha.")
+    ] = 0.05,
+    slots: Annotated[int, typer.Option(min=1, help="Trainings at once.")] = 1,
+    resume: Resume = False,
+) -> None:
+    """Train with and without feature losses, seed by seed, and say what they are worth.
+
+    Without data.scene and data.teacher it trains on the embedded brick model.
+    """
+    from featdistill.study import REPORT_FILE, Settings, markdown, run_study
+
+    try:
+        chosen = tuple(int(seed) for seed in seeds.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--seeds {seeds}: whole numbers with commas") from None
+    settings = Settings(chosen, l2_weight, cos_weight, opacity_weight, opacity_target)
+    well = run_study(settings, overrides or (), root, slots=slots, resume=resume, say=typer.echo)
+    typer.echo(markdown(root))
+    typer.echo(f"report: {root / REPORT_FILE}")
+    raise typer.Exit(0 if well else 1)
+
+
+@app.command()
 def view(
     run: RunArgument,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 8765,

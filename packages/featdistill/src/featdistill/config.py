@@ -44,9 +44,18 @@ class FeaturePipelineConfig(Config):
         "student: lift the teacher's 52 by a fixed orthonormal map to the student's space",
     )
     projector: ProjectorConfig = ProjectorConfig()
-    rays: int = Field(128, ge=1, description="rays of each batch that carry the feature loss")
+    feature_source: Literal["per_pixel", "per_sample"] = Field(
+        "per_pixel",
+        description="per_pixel: features blended along a ray, as colours are; per_sample: those "
+        "of the teacher's field at points in space",
+    )
+    rays: int = Field(
+        128, ge=1, description="rays, or points, of each batch that carry the feature loss"
+    )
     alpha_threshold: Fraction = Field(
-        0.6, description="teacher opacity above which a ray has a feature target"
+        0.6,
+        description="teacher opacity, of a ray or of one step about a point, above which there is "
+        "a feature target",
     )
 
     @model_validator(mode="after")

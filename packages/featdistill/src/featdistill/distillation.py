@@ -13,8 +13,8 @@ from torch import Tensor
 from featdistill import losses
 from featdistill.config import TrainConfig
 from featdistill.losses import RayTargets
-from featdistill.models.student import Student, query, render_rays
-from featdistill.supervision import PointBatch, RayBatch
+from featdistill.models.student import Student, query, query_features, render_rays
+from featdistill.supervision import FeaturePoints, PointBatch, RayBatch
 
 MIN_ALPHA = 0.05
 """Opacity that a ray's features are divided by at least."""
@@ -83,8 +83,14 @@ class Distillation:
             )
             terms["opacity"] = Term(value, weight)
         metrics: dict[str, float | Tensor] = {"metric/opacity_target_weight_effective": weight}
-        if len(targets.features):
-            terms |= self._features(student, out.features, alpha, batch, step)
+        if batch.feature_points is not None:
+            errors, seen = self.point_errors(student, batch.feature_points)
+            terms |= self._feature_terms(*errors, step)
+            metrics["metric/feature_mask_fraction"] = seen.float().mean()
+        elif len(targets.features):
+            terms |= self._feature_terms(
+                *self.feature_errors(student, out.features, alpha, targets), step
+            )
             metrics["metric/feature_mask_fraction"] = targets.has_features.float().mean()
         return Losses(terms, metrics)
 
@@ -100,16 +106,24 @@ class Distillation:
             targets: The teacher's side.
         """
         seen = composited / alpha[: len(composited), None].clamp_min(MIN_ALPHA)
-        if self.lift is None:
-            predicted, wanted = student.projector(seen), targets.features
-        else:
-            predicted, wanted = seen, targets.features @ self.lift
-        return losses.feature_losses(predicted, wanted, targets.has_features)
+        return self._compared(student, seen, targets.features, targets.has_features)
 
-    def _features(
-        self, student: Student, composited: Tensor, alpha: Tensor, batch: RayBatch, step: int
-    ) -> dict[str, Term]:
-        l2, cosine = self.feature_errors(student, composited, alpha, batch.targets)
+    def point_errors(
+        self, student: Student, targets: FeaturePoints
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Compare features at points in space; return the two errors, and the mask [k]."""
+        features, inside = query_features(student, targets.points)
+        mask = targets.has_features & inside
+        return self._compared(student, features, targets.features, mask), mask
+
+    def _compared(
+        self, student: Student, features: Tensor, wanted: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if self.lift is None:
+            return losses.feature_losses(student.projector(features), wanted, mask)
+        return losses.feature_losses(features, wanted @ self.lift, mask)
+
+    def _feature_terms(self, l2: Tensor, cosine: Tensor, step: int) -> dict[str, Term]:
         only_projector = self.phase_at(step).optimize == ("projector",)
         weights = {
             name: config.weight if only_projector else config.weight_at().at(step)

@@ -16,12 +16,21 @@ from featdistill.cameras import Cameras
 from featdistill.features import FeatureScaling, gaussian_features
 from featdistill.gaussians import Gaussians
 from featdistill.losses import RayTargets
-from featdistill.models.field import query_field
+from featdistill.models.field import mix_channels, query_field
 from featdistill.models.raster import render, render_pixels
 
 FOREGROUND_ALPHA = 0.01
 FOREGROUND_MARGIN_PX = 2
 POINT_POOL = 1_000_000
+FEATURE_POOL = 65_536
+
+
+class FeaturePoints(NamedTuple):
+    """Points in space with the features that the teacher's field has there."""
+
+    points: Tensor  # [k, 3]
+    features: Tensor  # [k, 52] standardised
+    has_features: Tensor  # [k] bool: the teacher is opaque enough for a feature target
 
 
 class RayBatch(NamedTuple):
@@ -31,6 +40,7 @@ class RayBatch(NamedTuple):
     directions: Tensor  # [r, 3] unit
     jitter: Tensor  # [r] in [0, 1), offset of the samples in steps
     targets: RayTargets
+    feature_points: FeaturePoints | None = None
 
 
 class PointBatch(NamedTuple):
@@ -170,6 +180,51 @@ def _foreground(frames: TeacherFrames) -> tuple[Tensor, Tensor]:
         kept.append((flat + view * transmittance.numel()).to(torch.int32))
         counts.append(len(flat))
     return torch.cat(kept), torch.tensor(counts).cumsum(0)
+
+
+class FeaturePointSampler:
+    """Random points of a fixed pool in the occupied part of the box, with the teacher's features.
+
+    Half of the pool's draws would fall into thin air; so the pool keeps the points of a volume pool
+    that the teacher fills most.
+    """
+
+    def __init__(
+        self,
+        gaussians: Gaussians,
+        pool: PointBatch,
+        scaling: FeatureScaling,
+        *,
+        points: int,
+        alpha_threshold: float,
+        blur: float,
+        seed: int,
+    ) -> None:
+        """Choose the points and ask the teacher.
+
+        Args:
+            gaussians: The teacher.
+            pool: Points with its opacity over one reference step.
+            scaling: Standardises the features.
+            points: Points per step over all processes.
+            alpha_threshold: Opacity over one reference step above which there is a target.
+            blur: The rasteriser's blur at the typical distance, world units.
+            seed: With the step, decides what is drawn.
+        """
+        self.points = points
+        self.seed = seed
+        filled = pool.alpha.argsort(descending=True, stable=True)[:FEATURE_POOL]
+        where = pool.points[filled].contiguous()
+        values = scaling.standardise(gaussian_features(gaussians))
+        mixed = mix_channels(gaussians, where, values, blur=blur)
+        self.pool = FeaturePoints(where, mixed, pool.alpha[filled] > alpha_threshold)
+
+    def batch(self, step: int, shard: Shard) -> FeaturePoints:
+        """This process's part of the points of a step."""
+        draw = draw_rng(self.seed, step, "feature points")
+        chosen = torch.from_numpy(draw.integers(0, len(self.pool.points), self.points))
+        mine = chosen[shard.rank :: shard.world]
+        return FeaturePoints(*(tensor[mine] for tensor in self.pool))
 
 
 class PointSampler:

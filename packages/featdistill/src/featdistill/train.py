@@ -24,6 +24,7 @@ from featdistill.models import field, occupancy
 from featdistill.models.cell_adam import CellAdam
 from featdistill.models.student import Student
 from featdistill.supervision import (
+    FeaturePointSampler,
     PointBatch,
     PointSampler,
     RayBatch,
@@ -56,13 +57,16 @@ class Supervision:
     ) -> None:
         """Prepare both samplers; the pool of points only if a phase wants it."""
         features = config.feature_pipeline
+        per_pixel = features.enabled and features.feature_source == "per_pixel"
+        scaling = FeatureScaling.of(teacher.gaussians)
+        blur = field.screen_blur(frames.cameras.focal_px, teacher.typical_distance)
         self.phase_at = config.train.phase_at
         self.rays = RaySampler(
             frames,
             teacher.gaussians,
-            FeatureScaling.of(teacher.gaussians),
+            scaling,
             rays=config.train.rays,
-            feature_rays=min(features.rays, config.train.rays) if features.enabled else 0,
+            feature_rays=min(features.rays, config.train.rays) if per_pixel else 0,
             feature_alpha=features.alpha_threshold,
             seed=config.seed,
         )
@@ -75,18 +79,32 @@ class Supervision:
                 student.occupancy,
                 points=config.train.points,
                 step_length=student.step,
-                blur=field.screen_blur(frames.cameras.focal_px, teacher.typical_distance),
+                blur=blur,
                 seed=config.seed,
             )
         )
         if any(phase.target == "volume" for phase in config.train.phases):
             self.new_points()  # before pruning changes the occupancy that it draws from
+        self.feature_points = None
+        if features.enabled and not per_pixel:
+            self.feature_points = FeaturePointSampler(
+                teacher.gaussians,
+                self.new_points().pool,
+                scaling,
+                points=features.rays,
+                alpha_threshold=features.alpha_threshold,
+                blur=blur,
+                seed=config.seed,
+            )
 
     def batch(self, step: int, shard: Shard) -> RayBatch | PointBatch:
         """This process's part of the batch of a step."""
         if self.phase_at(step).target == "volume":
             return self.new_points().batch(step, shard)
-        return self.rays.batch(step, shard)
+        rays = self.rays.batch(step, shard)
+        if self.feature_points is None:
+            return rays
+        return rays._replace(feature_points=self.feature_points.batch(step, shard))
 
 
 class Pruning:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from loom import distributed
+from loom.device import choose_device
 from loom.files import sha256_file
 from loom.loop import Every, FitResult, Prefetch, TrainState, fit
 from loom.run import Run
@@ -24,7 +25,7 @@ from maniflow_overlay.policy.objective import FlowObjective
 from maniflow_overlay.policy.presets import PolicyShape
 from maniflow_overlay.policy.pretrained import load_r3m
 from maniflow_overlay.policy.resnet import ResNet18
-from maniflow_overlay.policy.runtime import Policy, PolicyRecord, choose_device
+from maniflow_overlay.policy.runtime import Policy, PolicyRecord
 from maniflow_overlay.training_batches import TrainingBatches
 from maniflow_overlay.watchdog import Watchdog
 

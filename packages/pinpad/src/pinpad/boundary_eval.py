@@ -1,7 +1,8 @@
-"""`pinpad boundaries eval`: from folders, or a run, to a table, a JSON file and a page."""
+"""`pinpad boundaries eval`: from a run or from folders to a table, a JSON file and a page."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from loom.drawing import print_table
 from loom.errors import UserError
@@ -10,9 +11,11 @@ from pinpad.boundary import report
 from pinpad.boundary.detectors import ANCHORS, SELECTIONS, Detector, Scores, parse_anchor
 from pinpad.boundary.evaluate import DEFAULT_EVENTS, ENOUGH_EPISODES, judge
 from pinpad.boundary.recordings import read_recordings
+from pinpad.data.collect import write_whole
+from pinpad.embedded import embedded_episodes
 
-OUTPUT = "boundary_eval.json"
-SCORES = "boundary_scores"
+OUTPUT = "evaluation/boundary_eval.json"
+SCORES = "evaluation/scores"
 """In a run's directory: its figures, and the scores that they are of."""
 
 Say = Callable[[str], None]
@@ -25,7 +28,7 @@ def evaluate_folder(
     events: Sequence[str] | None = None,
     permutations: int = 9_999,
     seed: int = 0,
-    output: Path = Path(OUTPUT),
+    output: Path,
     say: Say = print,
 ) -> Path:
     """Judge every detector against every kind of event; return the path of the page.
@@ -64,6 +67,62 @@ def evaluate_folder(
     return report.write(judged, output, facts)
 
 
+def evaluate(
+    path: Path | None,
+    on: Path | None = None,
+    *,
+    scores: Sequence[str] = (),
+    source: str | None = None,
+    anchors: Sequence[str] | None = None,
+    output: Path | None = None,
+    say: Say = print,
+    **settings: Any,
+) -> Path:
+    """Judge the model of a run, or stored scores; return the path of the page.
+
+    Args:
+        path: A run directory, whose model scores episodes that it has not seen; or a folder of
+            episodes; the embedded ones if None.
+        on: The episodes that a run's model scores; by default those of its configuration, or
+            scripted ones that are recorded into the run's directory, once.
+        scores: `NAME=FOLDER` each, beside those of the run.
+        source: How boundaries follow from these; by default from what they are.
+        anchors: Detectors that learn nothing; all of them by default.
+        output: JSON file; by default in the run's directory, or `boundary_eval.json`.
+        say: Prints a line.
+        settings: As for `evaluate_folder`.
+
+    Raises:
+        UserError: `on` is given without a run.
+    """
+    detectors = named_detectors(scores, source, anchors)
+    if path is None or not (path / "config.yaml").is_file():
+        if on is not None:
+            raise UserError(f"{path}: no run, so its model cannot score {on}", hint="name a RUN")
+        folder = path or embedded_episodes(say)
+        output = output or Path(Path(OUTPUT).name)
+        return evaluate_folder(folder, detectors, output=output, say=say, **settings)
+    from pinpad.score import score_folder
+
+    folder = on or _heldout(path, say)
+    score_folder(path, folder, path / SCORES)
+    detectors = [*run_detectors(path / SCORES), *detectors]
+    return evaluate_folder(folder, detectors, output=output or path / OUTPUT, say=say, **settings)
+
+
+def run_detectors(scores: Path) -> list[Detector]:
+    """Return what a run's scores can be judged as: by their own rule, and at the events' rate.
+
+    Args:
+        scores: Folder with one folder for each kind of score.
+    """
+    found: list[Detector] = []
+    for kind in ("posterior", "online"):
+        if (scores / kind).is_dir():
+            found += [Scores(kind, scores / kind), Scores(f"{kind}:topk", scores / kind, "topk")]
+    return [*found, Scores("surprise", scores / "surprise")]
+
+
 def named_detectors(
     scores: Sequence[str] = (), source: str | None = None, anchors: Sequence[str] | None = None
 ) -> list[Detector]:
@@ -78,71 +137,15 @@ def named_detectors(
     return detectors + [parse_anchor(text) for text in (anchors or ANCHORS)]
 
 
-def run_detectors(scores: Path) -> list[Detector]:
-    """Return what a run's scores can be judged as, and the anchors.
-
-    Args:
-        scores: Folder with one folder for each kind of score.
-    """
-    found: list[Detector] = []
-    for kind in ("posterior", "online"):
-        if (scores / kind).is_dir():
-            found += [Scores(kind, scores / kind), Scores(f"{kind}:topk", scores / kind, "topk")]
-    found.append(Scores("surprise", scores / "surprise"))
-    return found + [parse_anchor(text) for text in ANCHORS]
-
-
-def evaluate_run(
-    run: Path,
-    episodes: Path | None = None,
-    *,
-    events: Sequence[str] | None = None,
-    permutations: int = 9_999,
-    seed: int = 0,
-    output: Path | None = None,
-    say: Say = print,
-) -> Path:
-    """Let a run's newest checkpoint score held-out episodes, and judge it beside the anchors.
-
-    Args:
-        run: Its directory; scores and figures are put there.
-        episodes: The episodes; by default those of its configuration, or new scripted ones.
-        events: Kinds of true events.
-        permutations: Shifts for the p value.
-        seed: Of everything drawn.
-        output: JSON file; by default in the run's directory.
-        say: Prints a line.
-    """
-    from pinpad.score import score_folder
-
-    folder = episodes or _heldout(run, say)
-    score_folder(run, folder, run / SCORES)
-    return evaluate_folder(
-        folder,
-        run_detectors(run / SCORES),
-        events=events,
-        permutations=permutations,
-        seed=seed,
-        output=output or run / OUTPUT,
-        say=say,
-    )
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a training run and not one of episodes."""
-    return (folder / "config.yaml").is_file()
-
-
 def _heldout(run: Path, say: Say) -> Path:
     """Return held-out episodes of a run; scripted ones are recorded into it once."""
-    from pinpad.data.collect import write_whole
     from pinpad.restore import read_config
     from pinpad.train_world import heldout_episodes
 
     config = read_config(run)
-    folder = config.heldout or run / "heldout"
+    folder = config.heldout or run / "evaluation" / "episodes"
     if config.heldout is None and write_whole(folder, heldout_episodes(config)):
-        say(f"[data] held-out episodes were recorded to {folder}")
+        say(f"[data] {config.heldout_episodes} held-out episodes recorded to {folder}")
     return folder
 
 

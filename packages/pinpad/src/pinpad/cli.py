@@ -16,7 +16,6 @@ from loom.cli import (
     application,
     run_app,
 )
-from loom.errors import UserError
 
 import pinpad
 
@@ -39,7 +38,9 @@ add_config_commands(app, "pinpad.train_config:TrainConfig")
 boundaries = typer.Typer(help="Temporal boundaries and their evaluation.", no_args_is_help=True)
 app.add_typer(boundaries, name="boundaries")
 
-PresetOption = Annotated[str | None, typer.Option(help="cpu_tiny (as by default) or cpu_small.")]
+PresetOption = Annotated[
+    str | None, typer.Option(help="cpu_tiny (as by default), cpu_small, rtx3070 or h100.")
+]
 TaskOption = Annotated[
     str | None, typer.Option(help="pinpad_three to pinpad_eight (Pinpad-Three-v0, three).")
 ]
@@ -133,38 +134,6 @@ def evaluate(
     evaluate_run(run, task=task, rooms=episodes, steps=steps, seed=seed)
 
 
-@app.command("train-world")
-def train_world(
-    config: ConfigOption = None,
-    overrides: Overrides = None,
-    run_dir: RunDir = None,
-    resume: Resume = False,
-    archive: Archive = False,
-) -> None:
-    """Train a world model (dynamics_type=rssm or vta) on recorded episodes.
-
-    Without `data` it records scripted ones.
-    """
-    from loom.report_run import run_report
-    from loom.run import Run
-
-    from pinpad.config import WorldConfig
-
-    with Run.open(
-        "pinpad",
-        WorldConfig,
-        config,
-        overrides,
-        directory=run_dir,
-        resume=resume,
-        archive=archive,
-    ) as run:
-        from pinpad.train_world import train_world
-
-        train_world(run.config, run)
-        run.info(f"[report] {run_report(run.dir).write(run.path('report.html'))}")
-
-
 @app.command()
 def planted(
     folder: Annotated[Path, typer.Argument(help="Folder for the episodes; it holds none yet.")],
@@ -183,7 +152,7 @@ def planted(
 
 @boundaries.command("score")
 def boundaries_score(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run of train-world.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A training run, or a checkpoint.")],
     episodes: Annotated[Path, typer.Argument(help="Episodes to score.")],
     output: Annotated[Path, typer.Argument(help="Folder for the scores.")],
 ) -> None:
@@ -196,16 +165,16 @@ def boundaries_score(
 
 @boundaries.command("eval")
 def boundaries_eval(
-    folder: Annotated[
+    episodes: Annotated[
         Path | None,
         typer.Argument(
             metavar="[RUN|FOLDER]",
-            help="A training run, or a folder of episodes (.npz); without either 20 scripted "
-            "episodes are recorded.",
+            help="A run, whose model scores episodes that it has not seen; or held-out episodes "
+            "(.npz). Without it 20 scripted ones are recorded.",
         ),
     ] = None,
-    episodes: Annotated[
-        Path | None, typer.Option(help="Held-out episodes for a RUN (default: its own).")
+    on: Annotated[
+        Path | None, typer.Option("--on", help="Episodes for a run's model to score.")
     ] = None,
     scores: Annotated[
         list[str] | None,
@@ -225,32 +194,26 @@ def boundaries_eval(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="All figures, as JSON (default: boundary_eval.json, in the RUN)."
+            "--output", "-o", help="All figures, as JSON (default: boundary_eval.json, or in RUN)."
         ),
     ] = None,
 ) -> None:
     """Judge where detectors fire: matches, rankings, segmentations, chance and collapse."""
-    from pinpad import boundary_eval
+    from pinpad.boundary_eval import evaluate
 
-    judging = {"events": event, "permutations": permutations, "seed": seed, "say": typer.echo}
-    if folder is not None and boundary_eval.is_run(folder):
-        if scores or source or detector:
-            raise UserError(
-                f"{folder} is a run: its own scores are judged beside every anchor",
-                hint="drop --scores, --source and --detector, or give a folder of episodes",
-            )
-        output = output or folder / boundary_eval.OUTPUT
-        page = boundary_eval.evaluate_run(folder, episodes, output=output, **judging)
-    else:
-        if episodes is not None:
-            raise UserError("--episodes goes with a RUN", hint="give the episodes as FOLDER")
-        from pinpad.embedded import embedded_episodes
-
-        output = output or Path(boundary_eval.OUTPUT)
-        detectors = boundary_eval.named_detectors(scores or (), source, detector)
-        folder = folder or embedded_episodes(typer.echo)
-        page = boundary_eval.evaluate_folder(folder, detectors, output=output, **judging)
-    typer.echo(f"figures: {output}\nreport: {page}")
+    page = evaluate(
+        episodes,
+        on,
+        scores=scores or (),
+        source=source,
+        anchors=detector,
+        events=event,
+        permutations=permutations,
+        seed=seed,
+        output=output,
+        say=typer.echo,
+    )
+    typer.echo(f"figures: {page.with_suffix('.json')}\nreport: {page}")
 
 
 @boundaries.command("draw")

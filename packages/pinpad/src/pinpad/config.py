@@ -1,10 +1,10 @@
-"""The configuration of world-model training, with the option names of earlier runs.
+"""The part of a training's configuration that is the world model's.
 
-Sizes and weights are those with which a small agent has learnt pinpad_three from 16 x 16 images on
-one CPU thread.
+Option names are those of earlier runs. Sizes and weights are those with which a small agent has
+learnt pinpad_three from 16 x 16 images on one CPU thread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -24,7 +24,7 @@ Width = Annotated[int, Field(ge=1)]
 
 
 class WorldConfig(Config):
-    """Everything that `pinpad train-world` depends on."""
+    """Everything that a world model on recorded episodes depends on."""
 
     removed_keys: ClassVar[Mapping[str, str]] = {
         "compile": "nothing is compiled; leave it out",
@@ -47,7 +47,7 @@ class WorldConfig(Config):
     )
     heldout_episodes: int = Field(20, ge=1)
     time_limit: int = Field(1_000, ge=1, description="steps of a recorded episode")
-    size: Literal[16] = Field(16, description="pixels of an image's side")
+    size: Literal[16, 64] = Field(16, description="pixels of an image's side")
 
     updates: int = Field(1_000, ge=1)
     batch_size: int = Field(32, ge=1)
@@ -55,8 +55,15 @@ class WorldConfig(Config):
     reward_windows: Fraction = Field(0.25, description="share of the windows that hold a reward")
     model_lr: Positive = 2e-3
     grad_clip: Positive = 100.0
+    cnn_depth: int = Field(
+        0, ge=0, description="channels of the first convolution; 0: plain networks"
+    )
     image_scale: Positive = Field(3.0, description="weight of the frames' cross-entropy")
     precision: Literal[16, 32, "bf16"] = 32
+    threads: int = Field(
+        1, ge=1, description="of the CPU; on tensors this small more of them wait for each other"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
     eval_every: int = Field(500, ge=1)
     log_every: int = Field(50, ge=1)
 
@@ -80,11 +87,15 @@ class WorldConfig(Config):
     vta_boundary_force_scale: Annotated[float, Field(ge=0)] = 0.0
     vta_force: Literal["prior", "both"] = "both"
     vta_force_precedence: Literal["read", "copy"] = "copy"
-    vta_at_read: Literal["begin", "carry"] = "begin"
-    vta_boundary_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    vta_boundary_scale: Annotated[float, Field(ge=0)] = 0.0
+    vta_at_read: Literal["begin", "carry"] = Field(
+        "carry", description="begin, as in the paper, forgets at each boundary where the player is"
+    )
+    vta_boundary_rate: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    vta_boundary_scale: Annotated[float, Field(ge=0)] = 1.0
     vta_mask_scale: Annotated[float, Field(ge=0)] = 1.0
-    vta_abs_scale: Annotated[float, Field(ge=0)] = 1.0
+    vta_abs_scale: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="price of what a boundary tells; at 1, as in the paper, none pays off"
+    )
 
     gates: tuple[Gate, ...] = (
         Gate(
@@ -94,6 +105,11 @@ class WorldConfig(Config):
             otherwise="the model predicts a frame no better than the frame before it does",
         ),
     )
+
+    @property
+    def heldout_seed(self) -> int:
+        """Seed of the held-out episodes: rooms that training does not reach."""
+        return self.seed + 1_000_003
 
     @field_validator("task")
     @classmethod
@@ -108,6 +124,15 @@ class WorldConfig(Config):
                 "a pull to no boundaries at all has no finite divergence"
             )
         return self
+
+    def notices(self) -> Iterable[str]:
+        """Say where a rule about segments can never act in training."""
+        acts = self.dynamics_type == "vta" and self.vta_boundary_force_scale > 0
+        if acts and self.batch_length <= self.vta_max_seg_len:
+            yield (
+                f"[config] batch_length {self.batch_length} is not above vta_max_seg_len "
+                f"{self.vta_max_seg_len}: no training window is long enough for the rule to act"
+            )
 
     def dynamics(self) -> "RssmSettings | VtaSettings":
         """Return the settings of the chosen latent dynamics."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from loom.arrays import read_npz
 from loom.errors import UserError
 from loom.files import read_json, write_atomic, write_json
 from loom.report import Report
@@ -35,7 +36,10 @@ Array = np.ndarray
 
 EVENT = "sequence_append"
 """The true event beside which boundaries are shown."""
-GRID, INTERNAL, FIRED = "boundary_grid.png", "boundary_internal.png", "boundary_fired.png"
+GRID = "evaluation/boundary_grid.png"
+INTERNAL = "evaluation/boundary_internal.png"
+FIRED = "evaluation/boundary_fired.png"
+"""In a run's directory."""
 STRIP_FRAMES, FIRED_FRAMES, IN_ROW, SIDE = 20, 40, 10, 80
 
 
@@ -45,7 +49,8 @@ class Traced:
 
     Attributes:
         episode: Its frames and true events.
-        scores: Kind -> (T,): `posterior`, `online` (both P(READ)) and `surprise`, as there are.
+        scores: Kind -> (T,): `posterior`, `online` (both P(READ)) and `surprise`, as there are;
+            `abs_surprise` is the part of it that the abstract level of a VTA has.
         boundary: (T,) bool, where the model fired.
         rule: How `boundary` follows from the scores, in words.
     """
@@ -93,7 +98,7 @@ def draw_run(run: Path, number: int | None = None) -> list[Path]:
         "boundaries": np.flatnonzero(traced.boundary).tolist(),
         "events": {EVENT: np.flatnonzero(traced.event).tolist()},
     }
-    write_json(run / "boundary_figures.json", shown)
+    write_json(run / "evaluation" / "boundary_figures.json", shown)
     return [run / name for name in pictures]
 
 
@@ -104,6 +109,12 @@ def trace(run: Path, episode: Episode) -> Traced:
         path.parent.name: read_scores(path, len(episode))[0]
         for path in sorted((run / SCORES).glob(f"*/{name}"))
     }
+    stored = run / SCORES / "posterior" / name
+    above = read_npz(stored).get("abs_surprise") if "posterior" in scores else None
+    if above is not None:
+        if above.shape != (len(episode),):
+            raise UserError(f"{stored}: abs_surprise has shape {above.shape}", hint="judge again")
+        scores["abs_surprise"] = above.astype(np.float64)
     events = episode.events.get(EVENT, np.zeros(len(episode), bool))
     count = int(events[1:].sum())
     if "posterior" not in scores:
@@ -160,7 +171,7 @@ def draw_internal(traced: Traced) -> Array:
     shown += [
         Panel("steps since the last boundary", {"length": np.arange(len(number)) - begins}, event),
         Panel("segments so far", {"number": number}),
-        Panel("surprise, nats", {"surprise": scores["surprise"]}, event),
+        Panel("surprise, nats", _levels(scores), event),
         Panel(
             "mean pixel difference",
             {"delta": frame_delta(traced.episode.image)},
@@ -168,6 +179,14 @@ def draw_internal(traced: Traced) -> Array:
         ),
     ]
     return canvas.panels(shown)
+
+
+def _levels(scores: Mapping[str, Array]) -> dict[str, Array]:
+    """Return surprise by level: what the observation and the abstract latent each were moved."""
+    if "abs_surprise" not in scores:
+        return {"surprise": scores["surprise"]}
+    above = scores["abs_surprise"]
+    return {"abstract": above, "observation": scores["surprise"] - above}
 
 
 def draw_fired(traced: Traced) -> Array:
@@ -184,7 +203,7 @@ def draw_fired(traced: Traced) -> Array:
 
 
 def _returns(page: Report, run: Path) -> None:
-    if not (run / "evaluation").is_dir():
+    if not (run / "evaluation" / "returns.json").is_file():
         return
     from pinpad import returns
 

@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 from loom.checkpoint import Checkpoints, newest_folder
-from loom.config import read_yaml, resolve
+from loom.config import resolve
 from loom.errors import UserError
 
-from pinpad.config import WorldConfig
 from pinpad.models.agent import Agent
 from pinpad.models.world import WorldModel
 from pinpad.train import new_agent
@@ -16,7 +15,7 @@ from pinpad.train_config import TrainConfig
 from pinpad.train_world import new_model
 
 
-def restore_world(path: Path) -> tuple[WorldModel, WorldConfig]:
+def restore_world(path: Path) -> tuple[WorldModel, TrainConfig]:
     """Read a world model from its run directory or one of its checkpoints; an agent has one too.
 
     Raises:
@@ -37,7 +36,7 @@ def restore_agent(path: Path) -> tuple[Agent[Any], TrainConfig]:
         UserError: There is no intact checkpoint, or it is that of a world model alone.
     """
     config, weights = _read(path)
-    if not isinstance(config, TrainConfig) or not _is_agent(weights):
+    if not _is_agent(weights):
         raise UserError(
             f"{path}: holds a world model and nobody who acts",
             hint="`pinpad train` without wm_only=true trains an agent",
@@ -45,14 +44,12 @@ def restore_agent(path: Path) -> tuple[Agent[Any], TrainConfig]:
     return _agent(config, weights), config
 
 
-def read_config(run: Path) -> WorldConfig:
-    """Return the configuration of a run of `train` or `train-world`."""
-    source = run / "config.yaml"
-    kind = TrainConfig if "wm_only" in read_yaml(source) else WorldConfig
-    return resolve(kind, source).config
+def read_config(run: Path) -> TrainConfig:
+    """Return the configuration of a run."""
+    return resolve(TrainConfig, run / "config.yaml").config
 
 
-def _read(path: Path) -> tuple[WorldConfig, dict[str, torch.Tensor]]:
+def _read(path: Path) -> tuple[TrainConfig, dict[str, torch.Tensor]]:
     folder = newest_folder(path)
     state = Checkpoints(folder.parent).load(folder).state
     return read_config(folder.parent.parent), dict(state["model"])
@@ -62,8 +59,7 @@ def _is_agent(weights: dict[str, torch.Tensor]) -> bool:
     return "world.pixel_mean" in weights
 
 
-def _agent(config: WorldConfig, weights: dict[str, torch.Tensor]) -> Agent[Any]:
-    assert isinstance(config, TrainConfig)
+def _agent(config: TrainConfig, weights: dict[str, torch.Tensor]) -> Agent[Any]:
     pixels = len(weights["world.pixel_mean"])
     agent = new_agent(config, pixels, torch.Generator().manual_seed(0))
     agent.load_state_dict(weights)

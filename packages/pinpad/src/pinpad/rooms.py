@@ -66,7 +66,7 @@ class Acting:
         rooms, device = self.rooms, self.agent.device
         first = torch.from_numpy(rooms.is_first | self._unknown).to(device)
         self._unknown = False
-        frame, given = frames(rooms.image).to(device), one_hot(rooms.action).to(device)
+        frame, given = frames(rooms.image, device), one_hot(rooms.action, device)
         self._state, action = self.agent.act(self._state, frame, given, first, generator)
         return rooms.step(action.argmax(-1).cpu().numpy())
 

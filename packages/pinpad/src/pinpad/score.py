@@ -48,7 +48,9 @@ def score_episodes(
         # Where a rule decides, its decision is the score: the detector was not asked.
         posterior = torch.where(found.forced, found.read, found.logit.sigmoid())
         kinds["posterior"] = [
-            _row("probability", posterior[:, i], found.forced[:, i]) for i in range(len(episodes))
+            _row("probability", posterior[:, i], found.forced[:, i])
+            | {"abs_surprise": found.abs_surprise[:, i].numpy()}
+            for i in range(len(episodes))
         ]
         online = found.prior_logit.sigmoid()
         kinds["online"] = [_row("probability", online[:, i]) for i in range(len(episodes))]
@@ -61,7 +63,8 @@ def score_folder(run: Path, episodes: Path, output: Path) -> list[Path]:
     Raises:
         UserError: The episodes' frames are not those the model was made for.
     """
-    model, _ = restore_world(run)
+    model, config = restore_world(run)
+    torch.set_num_threads(config.threads)
     waiting: list[Episode] = []
     folders: dict[str, Path] = {}
     for path in episode_files(episodes):

@@ -9,24 +9,26 @@ from pinpad.data.windows import Windows
 from pinpad.envs.layouts import MOVES
 from pinpad.models.world import Seen
 
+CPU = torch.device("cpu")
 
-def frames(image: np.ndarray) -> Tensor:
+
+def frames(image: np.ndarray, device: torch.device = CPU) -> Tensor:
     """Return images (..., h, w, 3) uint8 as (..., pixels) in [0, 1]."""
-    return torch.from_numpy(image).flatten(-3).float() / 255
+    return torch.from_numpy(image).to(device).flatten(-3).float() / 255
 
 
-def one_hot(action: np.ndarray) -> Tensor:
+def one_hot(action: np.ndarray, device: torch.device = CPU) -> Tensor:
     """Return (..., 5) of action numbers (...) int64."""
-    return functional.one_hot(torch.from_numpy(action), len(MOVES)).float()
+    return functional.one_hot(torch.from_numpy(action).to(device), len(MOVES)).float()
 
 
-def seen(windows: Windows) -> Seen:
+def seen(windows: Windows, device: torch.device = CPU) -> Seen:
     """Return windows as tensors."""
     return Seen(
-        frames(windows.image),
-        one_hot(windows.action),
-        torch.from_numpy(windows.reward),
-        torch.from_numpy(windows.is_first),
+        frames(windows.image, device),
+        one_hot(windows.action, device),
+        torch.from_numpy(windows.reward).to(device),
+        torch.from_numpy(windows.is_first).to(device),
     )
 
 

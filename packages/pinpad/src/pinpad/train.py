@@ -28,6 +28,7 @@ from pinpad.train_config import TrainConfig
 from pinpad.train_world import (
     PRECISIONS,
     Evaluation,
+    chosen_device,
     heldout_episodes,
     new_model,
 )
@@ -94,10 +95,11 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Agent[Any], FitRe
     run.info(
         f"[prefill] {len(memory):,} steps of {config.players}, {memory.rewards} of them with reward"
     )
-    agent = new_agent(config, rooms.image[0].size, run.generator("agent"))
+    device = chosen_device(config)
+    agent = new_agent(config, rooms.image[0].size, run.generator("agent")).to(device)
     agent.world.fit_pixels(*pixel_statistics(memory.frames(_FRAMES_FOR_STATISTICS)))
     acting, filled = Acting(agent, rooms), memory.total
-    draws, moves = run.generator("latents"), run.generator("actions")
+    draws, moves = (run.generator(name, device.type) for name in ("latents", "actions"))
     state = TrainState(
         agent,
         new_optimizer(config, agent),
@@ -139,7 +141,7 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Agent[Any], FitRe
         run,
         state,
         steps=steps,
-        batch=lambda step, shard: seen(memory.batch(step, shard)),
+        batch=lambda step, shard: seen(memory.batch(step, shard), device),
         loss=loss,
         lr=lambda step: {
             "world": config.model_lr,

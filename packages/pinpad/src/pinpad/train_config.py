@@ -71,7 +71,11 @@ class TrainConfig(WorldConfig):
     eval_steps: int = Field(2_000, ge=1)
 
     @model_validator(mode="after")
-    def _there_is_something_to_do(self) -> "TrainConfig":
+    def _an_agent_acts(self) -> "TrainConfig":
+        if self.data is not None and not self.wm_only:
+            raise ValueError(
+                f"data is {self.data} but wm_only is false: an agent makes its own episodes"
+            )
         if not self.wm_only and self.updates == 0 and self.steps < self.prefill:
             raise ValueError(
                 f"steps is {self.steps} but prefill is {self.prefill}; the scripted steps count "

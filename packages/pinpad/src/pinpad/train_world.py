@@ -22,6 +22,7 @@ from pinpad.data.episodes import Episode, episode_files, read_episode
 from pinpad.data.players import parse_mix
 from pinpad.data.windows import WindowSampler
 from pinpad.envs.layouts import MOVES
+from pinpad.models.dynamics import at
 from pinpad.models.world import Seen, WorldModel, WorldSettings, squared_error
 from pinpad.tensors import pixel_statistics, seen
 
@@ -56,9 +57,12 @@ def training_episodes(config: WorldConfig) -> list[Episode]:
 
 def heldout_episodes(config: WorldConfig) -> list[Episode]:
     """Return what the model is judged on."""
-    seed = config.seed + 1_000_003
     return read_or_record(
-        config.heldout, config, config.heldout_players, config.heldout_episodes, seed
+        config.heldout,
+        config,
+        config.heldout_players,
+        config.heldout_episodes,
+        config.heldout_seed,
     )
 
 
@@ -66,8 +70,20 @@ def new_model(config: WorldConfig, pixels: int, generator: torch.Generator) -> W
     """Make a model whose weights follow from a generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        sizes = WorldSettings(image_scale=config.image_scale)
+        sizes = WorldSettings(image_scale=config.image_scale, depth=config.cnn_depth)
         return WorldModel(pixels, len(MOVES), config.dynamics(), sizes)
+
+
+def chosen_device(config: WorldConfig) -> torch.device:
+    """Return where a model learns.
+
+    Raises:
+        UserError: An accelerator is asked for and there is none.
+    """
+    found = torch.cuda.is_available()
+    if config.device == "cuda" and not found:
+        raise UserError("device is cuda, but torch finds no accelerator", hint="take device=cpu")
+    return torch.device("cuda" if found and config.device != "cpu" else "cpu")
 
 
 class Evaluation:
@@ -90,14 +106,16 @@ class Evaluation:
 
     def __call__(self, model: WorldModel) -> dict[str, float | None]:
         """Return the figures of a model."""
-        generator = torch.Generator().manual_seed(0)
-        frame, reward = self.seen.frame, self.seen.reward
-        rollout = model.rollout(self.seen, generator)
+        device = model.pixel_mean.device
+        generator = torch.Generator(device).manual_seed(0)
+        data = Seen(*(part.to(device) for part in self.seen))
+        frame, reward = data.frame, data.reward
+        rollout = model.rollout(data, generator)
         copied = squared_error(frame[:-1], frame[1:])[CONTEXT - 1 :].mean()
-        state = type(rollout.state)(*(part[CONTEXT - 1] for part in rollout.state))
+        state = at(rollout.state, CONTEXT - 1)
         imagined = []
         for t in range(CONTEXT, CONTEXT + AHEAD):
-            state = model.dynamics.imagine(state, self.seen.action[t], generator)
+            state = model.dynamics.imagine(state, data.action[t], generator)
             imagined.append(model.dynamics.feature(state))
         ahead = torch.stack(imagined)
         rebuilt = squared_error(model.predicted_frame(rollout.feature), frame)[CONTEXT:].mean()
@@ -122,7 +140,7 @@ class Evaluation:
 
 
 def _reward_ap(predicted: Tensor, reward: Tensor) -> float | None:
-    value = average_precision(predicted.flatten().numpy(), reward.flatten().numpy() > 0)
+    value = average_precision(predicted.flatten().cpu().numpy(), reward.flatten().cpu().numpy() > 0)
     return None if isinstance(value, Undefined) else value
 
 
@@ -145,14 +163,15 @@ def train_world(config: WorldConfig, run: Run[WorldConfig]) -> tuple[WorldModel,
             f"{sampler.image.shape[1:]}",
             hint="collect both with the same size",
         )
-    model = new_model(config, pixels, run.generator("model"))
+    device = chosen_device(config)
+    model = new_model(config, pixels, run.generator("model")).to(device)
     model.fit_pixels(*pixel_statistics(sampler.image))
     optimizer = torch.optim.Adam(model.parameters(), lr=config.model_lr, eps=1e-8)
-    draws = run.generator("latents")
+    draws = run.generator("latents", device.type)
     state = TrainState(model, optimizer, generators={"latents": draws})
 
     def batch(step: int, shard: Shard) -> Seen:
-        return seen(sampler.batch(step, shard))
+        return seen(sampler.batch(step, shard), device)
 
     def loss(model: WorldModel, data: Seen, step: int) -> Losses:
         parts, rollout = model.losses(data, draws)

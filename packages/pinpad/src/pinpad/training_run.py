@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
 from loom.config import Resolved, resolve
 from loom.drawing import print_table
 from loom.errors import UserError
@@ -48,6 +49,9 @@ def run_training(
     with Run.open(
         "pinpad", TrainConfig, resolved, directory=directory, resume=resume, archive=archive
     ) as run:
+        import torch
+
+        torch.set_num_threads(run.config.threads)
         if run.config.wm_only:
             from pinpad.train_world import train_world
 
@@ -56,10 +60,9 @@ def run_training(
             from pinpad.train import train
 
             train(run.config, run)
-            print_table(
-                returns.COLUMNS, returns.table(returns.read_returns(run.dir / "evaluation"))
-            )
-        run.info(f"[report] {write_report(run.dir)}")
+    if earned := returns.read_returns(run.dir / "evaluation"):
+        print_table(returns.COLUMNS, returns.table(earned))
+    typer.echo(f"report: {write_report(run.dir)}")
     return run.dir
 
 
@@ -67,8 +70,11 @@ def evaluate_run(
     path: Path, *, task: str | None, rooms: int | None, steps: int | None, seed: int
 ) -> None:
     """Judge the agent of a run beside uniform play and the oracle, and print the table."""
+    import torch
+
     from pinpad.restore import restore_agent
 
     agent, config = restore_agent(path)
+    torch.set_num_threads(config.threads)
     judging = config.judging(seed=seed, task=task, rooms=rooms, steps=steps)
     print_table(returns.COLUMNS, returns.table(returns.compare(agent, judging)))

@@ -111,7 +111,7 @@ class PanoramaReader:
             stitched.rgb,
             decode_range(stitched.range_code, self.max_range_m),
             self.table(stitched.rig),
-            stitched.rig.origins.round(_ORIGIN_DIGITS),
+            stitched.rig.origins.round(_ORIGIN_DIGITS) + 0.0,  # no minus zero
             stitched.pose_world_from_rig,
             self.max_range_m,
             self.depth.dense,

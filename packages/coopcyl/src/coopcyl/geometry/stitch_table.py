@@ -15,7 +15,7 @@ becomes range by division by the cosine between the ray and the camera's axis.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -50,6 +50,24 @@ class StitchTable:
     sizes: tuple[tuple[int, int], ...]
     _remap: tuple[np.ndarray, np.ndarray]
     _nearest: np.ndarray
+    _origins: dict[bytes, np.ndarray] = field(default_factory=dict, init=False)
+
+    def ray_origins(self, centres: np.ndarray) -> np.ndarray:
+        """Return `(h, w, 3)` float32 origins of the rays, read-only; 0 where no camera looks.
+
+        Args:
+            centres: `(cameras, 3)` of the cameras. The last result is kept, because vehicles of one
+                data set have the same rig.
+        """
+        key = centres.tobytes()
+        found = self._origins.get(key)
+        if found is None:
+            by_camera = np.concatenate([centres, np.zeros((1, 3))]).astype(np.float32)
+            found = by_camera[self.camera]  # NO_CAMERA is -1, the row added last
+            found.setflags(write=False)
+            self._origins.clear()
+            self._origins[key] = found
+        return found
 
     def new_mosaic(self, channels: int = 3) -> np.ndarray:
         """Return an empty uint8 picture with room for all images side by side."""

@@ -28,7 +28,10 @@ class Box(NamedTuple):
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         """Tell which points `(..., 3)` lie inside."""
-        return np.all((points >= np.array(self.low)) & (points <= np.array(self.high)), axis=-1)
+        inside = np.ones(points.shape[:-1], bool)
+        for axis, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
+            inside &= (points[..., axis] >= low) & (points[..., axis] <= high)
+        return inside
 
 
 # A car of 5.2 x 2.3 m under its LiDAR. Its floor is 20 cm above the road, which stays outside.
@@ -80,9 +83,7 @@ class View:
 
     def ray_origins(self) -> np.ndarray:
         """Return `(h, w, 3)` float32 origins of the rays; zero where no camera looks."""
-        return np.where(
-            self.coverage[..., None], self.origins[np.maximum(self.table.camera, 0)], 0
-        ).astype(np.float32)
+        return self.table.ray_origins(self.origins)
 
     def points(self) -> np.ndarray:
         """Return `(h, w, 3)` float32 points in the rig frame; meaningful where `depth_valid`."""

@@ -105,6 +105,8 @@ class CylNet(nn.Module):
         self.register_buffer("log_bins", torch.linspace(low, high, options.range_bins))
         _initialise(self, generator)
         nn.init.zeros_(last.weight)
+        if options.precision == "fp64":
+            self.double()
 
     def forward(self, views: ViewInput, per_set: int = 1) -> TokenMaps:
         """Look at n views.
@@ -115,13 +117,15 @@ class CylNet(nn.Module):
         """
         enabled = self.options.precision == "bf16"
         with torch.autocast(views.image.device.type, dtype=torch.bfloat16, enabled=enabled):
-            features = self._features(input_channels(views), per_set)
+            features = self._features(input_channels(views).to(self.position.dtype), per_set)
             outputs = [
                 head(features) for head in (self.describe, self.bins, self.logits, self.upsample)
             ]
             log_scale = self.scale(features.mean(dim=(2, 3)))[:, 0]
-        described, bins, logits, upsample = (each.float() for each in outputs)
-        log_scale = _TOKEN_SCALE_LIMIT * torch.tanh(log_scale.float() / _TOKEN_SCALE_LIMIT)
+        described, bins, logits, upsample, log_scale = (
+            each.to(self.position.dtype) for each in (*outputs, log_scale)
+        )
+        log_scale = _TOKEN_SCALE_LIMIT * torch.tanh(log_scale / _TOKEN_SCALE_LIMIT)
         bin_logits = bins.permute(0, 2, 3, 1)
         log_range, sigma = read_range(bin_logits, self.log_bins)
         log_range = log_range + log_scale[:, None, None]

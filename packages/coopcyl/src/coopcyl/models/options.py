@@ -22,8 +22,10 @@ class CylNetOptions(Config):
     )
     range_bins: int = Field(40, ge=4)
     range_m: tuple[float, float] = Field((1.5, 90.0), description="first and last range bin")
-    precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="of the convolutions; heads, losses and poses are always fp32"
+    precision: Literal["bf16", "fp32", "fp64"] = Field(
+        "bf16",
+        description="of the convolutions; weights, heads and losses are fp32 with bf16. fp64 tells "
+        "rounding from differences between two runs",
     )
 
 

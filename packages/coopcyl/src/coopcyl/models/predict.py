@@ -165,7 +165,7 @@ def forward_keys(maps: TokenMaps, views: ViewInput, poses: np.ndarray) -> list[d
     is already in the lengths; `conf (1, h, w)`, at least 1; `non_ambiguous_mask (1, h, w)` and
     `non_ambiguous_mask_logits`.
     """
-    depth = maps.pixel_log_range.exp()
+    depth = maps.pixel_log_range.exp().float()
     sigma = maps.sigma.repeat_interleave(STRIDE, 1).repeat_interleave(STRIDE, 2)
     rays, origins = (tensor.permute(0, 2, 3, 1) for tensor in (views.rays, views.origins))
     points = origins + depth[..., None] * rays

@@ -24,7 +24,7 @@ def teacher_sha256(state: Mapping[str, torch.Tensor], settings: Mapping[str, Any
     digest = hashlib.sha256()
     digest.update(json.dumps(settings, sort_keys=True, allow_nan=False).encode())
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = state[name].detach().cpu()
         header = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
         digest.update(header.encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -11,15 +11,13 @@ one that gives no key is refused.
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from loom.arrays import read_npz, write_npz
 from loom.errors import UserError
-from loom.files import explained, write_atomic
+from loom.files import explained
 
 from end2race.cache.export import SHARD_WINDOWS, field_shapes
 from end2race.cache.info import SCOPES, CacheInfo
@@ -54,39 +52,13 @@ def read_entry(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: The file is damaged, holds objects, or lacks `actions`.
     """
-    with explained(path):
-        content = path.read_bytes()
     arrays = {}
-    try:
-        with zipfile.ZipFile(BytesIO(content)) as archive:
-            if sum(member.file_size for member in archive.infolist()) > _LARGEST_BYTES:
-                raise ValueError("arrays of more than 4 GiB")
-            for member in archive.namelist():
-                stem = member.removesuffix(".npy")
-                name = _ALIASES.get(stem, stem)
-                if name in SCOPES:
-                    stream = BytesIO(archive.read(member))
-                    array = np.lib.format.read_array(stream, allow_pickle=False)
-                    if array.dtype.kind not in "fiu":
-                        raise ValueError(f"{name} of type {array.dtype}")
-                    arrays[name] = array.astype(np.float32)
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        SyntaxError,
-        NotImplementedError,
-        UnicodeError,
-        MemoryError,
-        zlib.error,
-        zipfile.BadZipFile,
-    ) as error:
-        raise UserError(
-            f"{path} is damaged: {error or type(error).__name__}",
-            hint="remove it; its window is then missing and can be exported again",
-        ) from error
+    for stem, array in read_npz(path, largest=_LARGEST_BYTES).items():
+        name = _ALIASES.get(stem, stem)
+        if name in SCOPES:
+            if array.dtype.kind not in "fiu":
+                raise UserError(f"{path}: {name} is {array.dtype}", hint="numbers were expected")
+            arrays[name] = array.astype(np.float32)
     if "actions" not in arrays:
         raise UserError(f"{path} holds no actions", hint="it is not a file of a teacher cache")
     return arrays
@@ -192,12 +164,6 @@ def export_folder(cache: TeacherCache, folder: Path) -> Iterator[int]:
         folder.mkdir(parents=True, exist_ok=True)
     for count, key in enumerate(cache.keys, 1):
         arrays = cache.read([key], list(cache.info.fields))
-        write_entry(folder / file_name(key), {field: values[0] for field, values in arrays.items()})
+        entry = {field: values[0] for field, values in arrays.items()}
+        write_npz(folder / file_name(key), entry, compress=True)
         yield count
-
-
-def write_entry(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write one window's file, whole or not at all."""
-    stream = BytesIO()
-    np.savez_compressed(stream, **arrays)  # ty: ignore[invalid-argument-type] - its allow_pickle
-    write_atomic(path, stream.getvalue())

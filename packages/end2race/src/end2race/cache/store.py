@@ -34,13 +34,11 @@ from end2race.cache.info import (
     disagreements,
     read_info,
 )
-from end2race.cache.keys import Place, format_key, parse_key
+from end2race.cache.keys import Place, parse_key
 from end2race.cache.shards import Records, Shard, remove_shard, shard_numbers, write_shard
+from end2race.cache.shared_frames import new_frames
 
 _OPEN_SHARDS = 512
-_SAME = 1e-4
-"""Largest difference of one frame's features between two windows, relative to their largest value:
-rounding in another batch, not another answer."""
 
 
 class _Located(NamedTuple):
@@ -232,7 +230,7 @@ class TeacherCache:
             [keys[row] for row in new_windows],
             {name: values[name][new_windows] for name in self._per_window},
         )
-        frames = self._new_frames(places, values)
+        frames = new_frames(places, values, self.info, self._frames)
         if windows.keys or frames.keys:
             number = self._shards[-1].number + 1 if self._shards else 0
             write_shard(self.directory, number, self.info, windows, frames)
@@ -355,48 +353,6 @@ class TeacherCache:
             expected = (len(keys), *self._shape_of_one(name))
             if values[name].shape != expected:
                 raise ValueError(f"{name} {values[name].shape}, expected {expected}")
-
-    def _new_frames(self, places: Sequence[Place], values: Mapping[str, np.ndarray]) -> Records:
-        """Gather each frame that is not stored yet, from the first window that has it."""
-        names = self._per_frame
-        if not names:
-            return Records([], {})
-        first_of: dict[tuple[str, int], int] = {}
-        source: list[int] = []  # for each frame of each window the flat row it is taken from
-        for segment, start in places:
-            for frame in range(start, start + self.info.seq_len):
-                source.append(first_of.setdefault((segment, frame), len(source)))
-        new = {
-            place: row
-            for place, row in first_of.items()
-            if place[1] not in self._frames.get(place[0], ())
-        }
-        flat = {name: values[name].reshape(len(source), *self.info.fields[name]) for name in names}
-        for name in names:
-            self._check_shared(name, flat[name], np.array(source), places)
-        rows = list(new.values())
-        keys = [format_key(*place) for place in new]
-        return Records(keys, {name: flat[name][rows] for name in names})
-
-    def _check_shared(
-        self, name: str, rows: np.ndarray, source: np.ndarray, places: Sequence[Place]
-    ) -> None:
-        """Refuse features that depend on more than their frame."""
-        repeated = np.flatnonzero(source != np.arange(len(source)))
-        if not len(repeated):
-            return
-        shared, first = rows[repeated], rows[source[repeated]]
-        gap = np.abs(shared - first).max(initial=0)
-        if gap <= _SAME * np.abs(first).max(initial=0):
-            return
-        worst = repeated[np.abs(shared - first).reshape(len(repeated), -1).max(axis=1).argmax()]
-        window, step = divmod(int(worst), self.info.seq_len)
-        segment, start = places[window]
-        raise UserError(
-            f"{name} of {format_key(segment, start + step)} differs by {gap:.3g} between two "
-            "windows: the teacher's features depend on more than the frame",
-            hint="a cache stores them once per frame; is the teacher in evaluation mode?",
-        )
 
     def _sweep(self) -> None:
         """Remove temporary files and records without index."""

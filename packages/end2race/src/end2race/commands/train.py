@@ -236,6 +236,15 @@ def train_student(
     allow_stale: Annotated[
         bool, typer.Option("--allow-stale", "--allow_stale", help="Take a cache of other data.")
     ] = False,
+    memory: Annotated[
+        str | None, typer.Option(help="none, or topk: ask the memory about windows without answer.")
+    ] = None,
+    memory_dir: Annotated[
+        Path | None,
+        typer.Option("--memory-dir", "--memory_dir", help="Bank of `memory build --keys camera`."),
+    ] = None,
+    topk: Annotated[int | None, typer.Option(min=1, help="Windows that are recalled.")] = None,
+    tau: Annotated[float | None, typer.Option(help="Temperature of their weights.")] = None,
     label_fraction: Annotated[
         float | None,
         typer.Option(
@@ -290,6 +299,10 @@ def train_student(
         "kd.bevfeat_weight": kd_bevfeat_w,
         "kd.missing": kd_missing,
         "kd.allow_stale": allow_stale or None,
+        "kd.memory": memory,
+        "kd.memory_dir": memory_dir,
+        "kd.topk": topk,
+        "kd.tau": tau,
         "label_fraction": label_fraction,
         "init_path": init_path,
         "init_strict": init_strict,

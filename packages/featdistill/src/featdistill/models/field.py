@@ -11,6 +11,7 @@ widened by the blur that the rasteriser adds on the screen. Colours mix in propo
 
 import ctypes
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,6 +93,37 @@ def query_field(
         return _query_torch(prepared, points, basis, reach)
     assert isinstance(kernel, native.Library)
     return _query_cpu(kernel, prepared, points.contiguous(), basis.contiguous(), reach)
+
+
+def mix_channels(
+    gaussians: Gaussians, points: Tensor, channels: Tensor, *, blur: float, impl: str = "auto"
+) -> Tensor:
+    """Return what gaussians carry, mixed at points in proportion to their extinction there.
+
+    Args:
+        gaussians: The teacher.
+        points: [n, 3] world coordinates.
+        channels: Any quantities per gaussian, [g, C].
+        blur: As in `query_field`.
+        impl: auto, torch or cpu.
+
+    Returns:
+        [n, C]; where there is no density, the smallest value of each channel.
+    """
+    # Three channels at a time take the place of a colour without view dependence, which is held
+    # above zero.
+    lowest = channels.amin(dim=0)
+    directions = torch.zeros_like(points)
+    constant = sh_basis(directions[:1])[0, 0]
+    parts = []
+    for first in range(0, channels.shape[1], 3):
+        part = channels[:, first : first + 3] - lowest[first : first + 3]
+        sh = torch.zeros_like(gaussians.sh)
+        sh[:, 0, : part.shape[1]] = part / constant
+        carrier = replace(gaussians, sh=sh)
+        found = query_field(carrier, points, directions, blur=blur, impl=impl).rgb - 0.5
+        parts.append(found[:, : part.shape[1]] + lowest[first : first + 3])
+    return torch.cat(parts, dim=1)
 
 
 def bounding_box(gaussians: Gaussians, *, blur: float = 0.0) -> Tensor:

@@ -244,6 +244,35 @@ def network(
     return _Network.apply(weights, shape, *inputs)
 
 
+class _Trunk(torch.autograd.Function):
+    """The trunk z of grouped networks on scattered samples."""
+
+    @staticmethod
+    def forward(ctx, weights, shape, cell, local, directions):
+        _, z = _network_forward(weights, shape, cell, local, directions, None, len(cell))
+        ctx.save_for_backward(weights, cell, local, directions)
+        ctx.shape = shape
+        return z
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_z):
+        weights, cell, local, directions = ctx.saved_tensors
+        no_raw = torch.zeros(len(cell), 4)
+        grad = _network_backward(
+            weights, ctx.shape, cell, local, directions, None, no_raw, d_z.contiguous(), None
+        )
+        return grad, None, None, None, None
+
+
+def trunk(
+    weights: Tensor, shape: NetworkShape, cell: Tensor, local: Tensor, directions: Tensor
+) -> Tensor:
+    """Return the trunk z [n, hidden] of scattered samples, see `kilo_torch.network`."""
+    inputs = (cell.contiguous(), local.contiguous(), directions.contiguous())
+    return _Trunk.apply(weights, shape, *inputs)
+
+
 class _Render(torch.autograd.Function):
     """From rays to what they see."""
 

@@ -210,6 +210,34 @@ def query(
     return whole.index_put((inside.nonzero()[:, 0],), raw), inside
 
 
+def query_features(
+    student: Student, points: Tensor, *, impl: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Evaluate the training head at scattered points, differentiably in `weights` and `head`.
+
+    Args:
+        student: What is evaluated.
+        points: World coordinates, [n, 3].
+        impl: "auto", "cpu" or "torch".
+
+    Returns:
+        Features [n, 128], zero where no network is, and a mask [n] of the points that have one.
+    """
+    cell, _, local = kilo_torch.locate(student.volume, points)
+    inside = ((points >= student.box[0]) & (points <= student.box[1])).all(dim=1) & (cell >= 0)
+    cell, local = cell[inside], local[inside]
+    unseen = torch.zeros_like(local)  # the trunk does not know where it is seen from
+    if kilo.available(impl, student.weights.device):
+        z = kilo.trunk(student.weights, student.shape, cell, local, unseen)
+    else:
+        _, z = kilo_torch.network(student.weights, student.shape, cell, local, unseen)
+    matrices = student.head[cell.long()].unflatten(1, (-1, student.shape.features))
+    ones = torch.ones_like(z[:, :1])
+    found = torch.bmm(torch.cat([z, ones], dim=1)[:, None], matrices)[:, 0]
+    whole = found.new_zeros(len(points), found.shape[1])
+    return whole.index_put((inside.nonzero()[:, 0],), found), inside
+
+
 def render_image(
     student: Student,
     camera: Cameras,

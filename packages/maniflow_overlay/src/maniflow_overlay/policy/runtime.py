@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from loom.checkpoint import Checkpoints, Loaded
 from loom.config import resolve
+from loom.device import choose_device
 from loom.errors import UserError
 from torch import Tensor
 
@@ -281,15 +282,3 @@ def _chosen(checkpoints: Checkpoints, which: str) -> Path:
             hint=f"best, last, or one of {', '.join(map(str, steps))}",
         )
     return checkpoints.folder(int(which))
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu` or `cuda` means.
-
-    Raises:
-        UserError: There is no GPU where one was asked for.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UserError("no GPU can be used by torch here", hint="device=cpu, or look at `doctor`")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")

@@ -1,6 +1,6 @@
 """The memory of an agent that acts: the last steps of many rooms, side by side.
 
-A frame is stored as what it is drawn from (cell, pause, sequence), 15 bytes in place of 12,288 at
+A frame is stored as what it is drawn from (cell, pause, sequence), 11 bytes in place of 12,288 at
 64 x 64, and drawn again when it is sampled: nothing is lost, and a checkpoint holds the whole
 memory. Row t of room b is frame t of that room, after `action[t]`; an episode's first frame has
 `is_first`, action 0 and no reward.

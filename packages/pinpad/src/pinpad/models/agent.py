@@ -146,11 +146,11 @@ class Agent(nn.Module, Generic[S]):
         return parts, metrics
 
     def _starts(self, state: Any, generator: torch.Generator | None) -> Any:
-        """Choose some of the states (t, b, ...) at random; no gradient flows back into them."""
+        """Choose some of the states (t, b, ...) at random."""
         count = state[0].shape[0] * state[0].shape[1]
         device = state[0].device
         chosen = torch.randperm(count, generator=generator, device=device)[: self.settings.starts]
-        return type(state)(*(part.detach().flatten(0, 1)[chosen] for part in state))
+        return type(state)(*(part.flatten(0, 1)[chosen] for part in state))
 
     @torch.no_grad()
     def imagine(self, state: S, generator: torch.Generator | None) -> Imagined:

@@ -192,16 +192,3 @@ def sample_boundary(
         relaxed = relaxed_logit.sigmoid()
         # The difference is exactly 0, so that COPY keeps what it copies to the bit.
         return BoundaryDraw((noisy > 0).float() + (relaxed - relaxed.detach()), relaxed_logit)
-
-
-def concrete_log_density(relaxed_logit: Tensor, logit: Tensor, temperature: float) -> Tensor:
-    """Return the log density of a binary concrete's logit (Maddison 2017, appendix B).
-
-    Args:
-        relaxed_logit: (...) log(x / (1 - x)) of the relaxed value x.
-        logit: (...) of the distribution.
-        temperature: Of the relaxation.
-    """
-    difference = logit.float() - temperature * relaxed_logit.float()
-    log_temperature = torch.tensor(temperature, device=difference.device).log()
-    return log_temperature + difference - 2 * functional.softplus(difference)

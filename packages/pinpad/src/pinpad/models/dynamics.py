@@ -35,12 +35,14 @@ class Boundaries:
         logit: Of READ, from the frames (posterior), as it was before a rule.
         prior_logit: Of READ, predicted from the step before (online prior).
         forced: Where a rule made the decision.
+        abs_surprise: Nats by which the frame moved the abstract state, as part of the surprise.
     """
 
     read: Tensor
     logit: Tensor
     prior_logit: Tensor
     forced: Tensor
+    abs_surprise: Tensor
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,28 @@ class Dynamics(Protocol[S]):
     def feature(self, state: S) -> Tensor:
         """Return what heads and policies see of states."""
         ...
+
+
+class Beginnings(NamedTuple):
+    """Where the episodes of windows begin.
+
+    Attributes:
+        first: (t, b) bool; the first frame of each window counts.
+        anywhere: For each step, whether an episode begins in any window.
+        action: (t, b, a) nothing where an episode begins: no action led there.
+    """
+
+    first: Tensor
+    anywhere: list[bool]
+    action: Tensor
+
+
+def beginnings(is_first: Tensor, action: Tensor) -> Beginnings:
+    """Return where the episodes of windows (t, b) begin, with their actions (t, b, a)."""
+    first = is_first.clone()
+    first[0] = True
+    nothing = torch.zeros_like(action)
+    return Beginnings(first, first.any(1).tolist(), torch.where(first[..., None], nothing, action))
 
 
 def begun(state: S, first: Tensor) -> S:

@@ -60,8 +60,8 @@ class NormedGru(nn.Module):
         """Return the next state (b, width) of an input (b, inputs) and a state (b, width)."""
         gates = self.norm(self.gates(torch.cat([x, state], -1))).float()
         reset, candidate, update = gates.chunk(3, -1)
-        update = torch.sigmoid(update - 1)
-        return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * state
+        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+        return torch.lerp(state, candidate, torch.sigmoid(update - 1))
 
 
 def where_first(is_first: Tensor, state: Tensor) -> Tensor:

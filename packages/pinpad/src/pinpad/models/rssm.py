@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pinpad.models.distributions import categorical_kl, sample_one_hot, unimix
-from pinpad.models.dynamics import Balance, Rollout, begun, stacked
+from pinpad.models.dynamics import Balance, Rollout, beginnings, begun, stacked
 from pinpad.models.layers import NormedGru, mlp, where_first
 
 
@@ -83,10 +83,12 @@ class Rssm(nn.Module):
         """
         steps, batch = is_first.shape
         state = self.zeros(batch, embedding)
+        first, begins, action = beginnings(is_first, action)
         states, posteriors = [], []
         for t in range(steps):
-            first = is_first[t] if t else torch.ones_like(is_first[t])
-            state, posterior = self._see(state, embedding[t], action[t], first, generator)
+            if begins[t]:
+                state = begun(state, first[t])
+            state, posterior = self._see(state, embedding[t], action[t], generator)
             states.append(state)
             posteriors.append(posterior)
         both, posterior = stacked(states), torch.stack(posteriors)
@@ -114,7 +116,8 @@ class Rssm(nn.Module):
         generator: torch.Generator | None = None,
     ) -> RssmState:
         """Return the state after an action (b, a) and its frame (b, e)."""
-        return self._see(state, embedding, action, is_first, generator)[0]
+        state, action = begun(state, is_first), where_first(is_first, action)
+        return self._see(state, embedding, action, generator)[0]
 
     def imagine(
         self, state: RssmState, action: Tensor, generator: torch.Generator | None = None
@@ -129,12 +132,10 @@ class Rssm(nn.Module):
         state: RssmState,
         embedding: Tensor,
         action: Tensor,
-        first: Tensor,
         generator: torch.Generator | None,
     ) -> tuple[RssmState, Tensor]:
         """Return the state (b, ...) after a frame, and its posterior's log-probabilities."""
-        deter, stoch = begun(state, first)
-        deter = self._advance(deter, stoch, where_first(first, action))
+        deter = self._advance(state.deter, state.stoch, action)
         posterior = self._latent(self.posterior(torch.cat([deter, embedding], -1)))
         return RssmState(deter, sample_one_hot(posterior, generator).flatten(-2)), posterior
 

@@ -41,7 +41,16 @@ from pinpad.models.distributions import (
     normal_kl,
     sample_boundary,
 )
-from pinpad.models.dynamics import Balance, Boundaries, Rollout, Weighted, at, begun, stacked
+from pinpad.models.dynamics import (
+    Balance,
+    Boundaries,
+    Rollout,
+    Weighted,
+    at,
+    beginnings,
+    begun,
+    stacked,
+)
 from pinpad.models.layers import NORM_EPS, NormedGru, mlp, where_first
 
 
@@ -186,14 +195,13 @@ class Vta(nn.Module):
             generator: Draws latents and boundaries.
         """
         steps, batch = is_first.shape
-        first = is_first.clone()
-        first[0] = True
+        first, begins, action = beginnings(is_first, action)
         logit = self.detector(embedding)
         state = self.zeros(batch, embedding)
-        action = torch.where(first[..., None], torch.zeros_like(action), action)
         found: list[_Step] = []
         for t in range(steps):
-            state = begun(state, first[t])
+            if begins[t]:
+                state = begun(state, first[t])
             read, forced = self._posterior_boundary(logit[t], state, first[t], generator)
             found.append(self._step(state, action[t], read, embedding[t], forced, generator))
             state = found[-1].state
@@ -342,7 +350,13 @@ class Vta(nn.Module):
             state=state,
             losses=losses,
             surprise=(dyn_obs + dyn_abs).detach(),
-            boundaries=Boundaries(read.detach(), logit.detach(), prior_logit.detach(), forced_all),
+            boundaries=Boundaries(
+                read.detach(),
+                logit.detach(),
+                prior_logit.detach(),
+                forced_all,
+                dyn_abs.detach(),
+            ),
             metrics={
                 "kl": dyn_obs.detach().mean(),
                 "boundary_ratio": made.sum() / count,

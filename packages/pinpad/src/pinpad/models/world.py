@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from pinpad.models.distributions import TwoHot, bernoulli_log_probability
 from pinpad.models.dynamics import Dynamics, Rollout, Weighted
+from pinpad.models.frames import begin_with, frame_decoder, frame_encoder
 from pinpad.models.layers import mlp, zero_last
 from pinpad.models.rssm import Rssm, RssmSettings
 from pinpad.models.vta import Vta, VtaSettings
@@ -24,11 +25,12 @@ REWARD_BINS, REWARD_LIMIT = 63, 300.0
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """Sizes of encoder and heads."""
+    """Sizes of encoder and heads; `depth` 0 stands for plain networks."""
 
     embedding: int = 128
     decoder: int = 256
     reward: int = 128
+    depth: int = 0
     image_scale: float = 3.0
 
 
@@ -68,15 +70,15 @@ class WorldModel(nn.Module):
         """
         super().__init__()
         self.settings = settings
-        width = settings.embedding
-        self.encoder = mlp(pixels, [width, width])
+        self.encoder, width = frame_encoder(pixels, settings.embedding, settings.depth)
         if isinstance(dynamics, VtaSettings):
             self.dynamics = Vta(width, actions, dynamics)
         else:
             self.dynamics = Rssm(width, actions, dynamics)
-        self.decoder = mlp(self.dynamics.feature_dim, [settings.decoder], pixels)
+        features = self.dynamics.feature_dim
+        self.decoder = frame_decoder(features, pixels, settings.decoder, settings.depth)
         self.two_hot = TwoHot(REWARD_BINS, REWARD_LIMIT)
-        self.reward = zero_last(mlp(self.dynamics.feature_dim, [settings.reward], REWARD_BINS))
+        self.reward = zero_last(mlp(features, [settings.reward], REWARD_BINS))
         self.register_buffer("pixel_mean", torch.full((pixels,), 0.5))
         self.register_buffer("pixel_std", torch.full((pixels,), 0.5))
 
@@ -90,9 +92,7 @@ class WorldModel(nn.Module):
         """
         self.pixel_mean.copy_(mean)
         self.pixel_std.copy_(std)
-        last = self.decoder[-1]
-        if isinstance(last, nn.Linear):
-            last.bias.copy_(mean.clamp(0.01, 0.99).logit())
+        begin_with(self.decoder, mean)
 
     def embed(self, frame: Tensor) -> Tensor:
         """Return (..., embedding) of frames (..., pixels)."""

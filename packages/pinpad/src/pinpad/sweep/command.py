@@ -64,7 +64,8 @@ def run_command(
                 "give KEY=VALUE or --config FILE for another one"
             )
         settings = execute.settings_from(wanted)
-        execute.begin(settings, root, config)
+        for notice in execute.begin(settings, root, config):
+            typer.echo(notice)
     shared = [each.strip() for each in devices.split(",")] if devices else []
     return execute.run_sweep(
         settings,

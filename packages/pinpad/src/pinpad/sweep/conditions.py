@@ -10,10 +10,17 @@ from loom.jobs import NAME
 Settings = Mapping[str, str | int | float | bool]
 Conditions = Mapping[str, Settings]
 
+_EARLIER: Settings = {
+    "dynamics_type": "vta",
+    "vta_at_read": "begin",
+    "vta_abs_scale": 1.0,
+}
+"""What the VTA of the first experiments had in common, where the defaults differ by now."""
+
 BOUNDARY4: Conditions = {
     "pinpad_rssm": {"dynamics_type": "rssm"},
     "pinpad_vta_force0_t1": {
-        "dynamics_type": "vta",
+        **_EARLIER,
         "vta_max_seg_len": 30,
         "vta_boundary_force_scale": 0.0,
         "vta_boundary_temp": 1.0,
@@ -21,7 +28,7 @@ BOUNDARY4: Conditions = {
         "vta_boundary_scale": 0.0,
     },
     "pinpad_vta_force10_t1": {
-        "dynamics_type": "vta",
+        **_EARLIER,
         "vta_max_seg_len": 30,
         "vta_boundary_force_scale": 10.0,
         "vta_boundary_temp": 1.0,
@@ -29,7 +36,7 @@ BOUNDARY4: Conditions = {
         "vta_boundary_scale": 0.0,
     },
     "pinpad_vta_force0_t2_rate": {
-        "dynamics_type": "vta",
+        **_EARLIER,
         "vta_max_seg_len": 50,
         "vta_boundary_force_scale": 0.0,
         "vta_boundary_temp": 2.0,

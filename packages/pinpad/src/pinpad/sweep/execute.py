@@ -55,8 +55,8 @@ def settings_from(values: Mapping[str, Any]) -> SweepSettings:
     return resolve(SweepSettings, flags=values).config
 
 
-def begin(settings: SweepSettings, root: Path, config: Path | None) -> None:
-    """Make the log root of a new sweep.
+def begin(settings: SweepSettings, root: Path, config: Path | None) -> list[str]:
+    """Make the log root of a new sweep; return what is probably unwanted in its conditions.
 
     Raises:
         UserError: There is something in it, or a setting is wrong.
@@ -66,7 +66,7 @@ def begin(settings: SweepSettings, root: Path, config: Path | None) -> None:
             f"{root}: is not empty, and two sweeps are never mixed in one log root",
             hint="go on with it by --resume, or name another one",
         )
-    plan.prepare(settings, root, config)
+    return plan.prepare(settings, root, config)
 
 
 def go_on(root: Path, given: Mapping[str, Any]) -> SweepSettings:
@@ -137,7 +137,7 @@ def run_sweep(
         run_log.parent.mkdir(parents=True, exist_ok=True)
     tell(f"[sweep] {count} runs in {root}; follow them with: pinpad monitor {root}")
     with ExitStack() as stack:
-        stack.enter_context(StatusWriter(root, status_file))
+        stack.enter_context(StatusWriter(root, status_file, tell))
         events = executor.run(plan.jobs(settings, root), root, resume, retry_failed=retry_failed)
         stack.callback(events.close)
         for event in events:

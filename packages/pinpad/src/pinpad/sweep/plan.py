@@ -3,7 +3,7 @@
 For each condition and seed there are three jobs, each a plain command in the log root:
 
     NAME.train    pinpad train --config base.yaml --run-dir NAME --resume KEY=VALUE...
-    NAME.judge    pinpad boundaries eval NAME --episodes heldout
+    NAME.judge    pinpad boundaries eval NAME --on heldout
     NAME.draw     pinpad report NAME
 
 Whatever becomes of a training, what follows it runs if a checkpoint is there, and is skipped if
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loom.config import Config, resolve, to_yaml
+from loom.config import Config, Resolved, resolve, to_yaml
 from loom.errors import UserError
 from loom.files import write_atomic
 from loom.jobs import Job, Sweep
@@ -38,13 +38,18 @@ EPISODES, HELDOUT = "episodes", "heldout"
 HELDOUT_SEED = 1_000_003
 EMBEDDED = (
     "wm_only=true",
-    "updates=400",
-    "eval_every=200",
+    "updates=300",
+    "eval_every=150",
+    "batch_size=12",
+    "batch_length=40",
     "prefill=40000",
     "players=uniform=1,sticky=1,babble=1,oracle:0.1=1",
     "time_limit=1000",
 )
-"""What a sweep without settings trains: world models, in minutes on two cores."""
+"""What a sweep without settings trains: world models, in minutes on two cores.
+
+A window has to be longer than a segment may be (30 steps), or the rule never acts in training.
+"""
 
 
 class SweepSettings(Config):
@@ -113,8 +118,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
-def prepare(settings: SweepSettings, root: Path, config: Path | None) -> None:
-    """Write what every job reads: the common configuration and the episodes.
+def prepare(settings: SweepSettings, root: Path, config: Path | None) -> list[str]:
+    """Write what every job reads; return what is legal in a condition but probably unwanted.
 
     Args:
         settings: Of the sweep.
@@ -130,10 +135,11 @@ def prepare(settings: SweepSettings, root: Path, config: Path | None) -> None:
         common.insert(0, f"preset={settings.preset}")
     if settings.pretrain is not None:
         common.append(f"pretrain={settings.pretrain}")
-    base = _resolved(config, common)
+    base, notices = _resolved(config, common).config, []
     for name, each in settings.conditions.items():
         try:
-            _resolved(config, [*common, *override_text(each)])
+            resolved = _resolved(config, [*common, *override_text(each)])
+            notices += [f"{name}: {notice}" for notice in resolved.notices]
         except UserError as error:
             raise UserError(f"condition {name}: {error.message}", hint=error.hint) from error
     if base.wm_only and settings.pretrain is not None:
@@ -148,15 +154,16 @@ def prepare(settings: SweepSettings, root: Path, config: Path | None) -> None:
     root.mkdir(parents=True, exist_ok=True)
     write_atomic(root / SETTINGS_FILE, to_yaml(settings))
     write_atomic(root / BASE_FILE, to_yaml(base))
+    return notices
 
 
-def _resolved(config: Path | None, overrides: Sequence[str]) -> TrainConfig:
-    return resolve(TrainConfig, config, overrides, groups=PRESETS).config
+def _resolved(config: Path | None, overrides: Sequence[str]) -> Resolved[TrainConfig]:
+    return resolve(TrainConfig, config, overrides, groups=PRESETS)
 
 
 def record(settings: SweepSettings, root: Path) -> None:
     """Record the episodes that all conditions share, unless they are there."""
-    base = _resolved(root / BASE_FILE, ())
+    base = _resolved(root / BASE_FILE, ()).config
 
     def scripted(players: str, count: int, seed: int) -> Iterator[Episode]:
         layout, mix = layout_name(base.task), parse_mix(players)
@@ -195,7 +202,7 @@ def _jobs(settings: SweepSettings, root: Path, member: Member, data: Path) -> li
     if settings.vta_eval_every is not None and condition.get("dynamics_type") == "vta":
         own = [*own, f"eval_every={settings.vta_eval_every}"]
     train = ["train", "--config", BASE_FILE, "--run-dir", name, "--resume", *own]
-    judge = ["boundaries", "eval", name, "--episodes", HELDOUT]
+    judge = ["boundaries", "eval", name, "--on", HELDOUT]
     judge += ["--permutations", str(settings.permutations)]
     produced = {
         "train": [f"{name}/{CHECKPOINT}"],

@@ -29,9 +29,9 @@ METRICS = {
     "average_precision": "AP",
     "auc": "AUC",
     "subtask_nmi": "NMI",
-    "window_diff": "WindowDiff",
 }
 """Of a judgement -> what it is called in tables."""
+WITH_INTERVAL = ("f1@1", "average_precision", "auc")
 TRAINING = {
     "metric/reconstruction_error": "reconstruction",
     "metric/one_step_error": "one step ahead",
@@ -160,24 +160,46 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def mean_cells(row: Row) -> list[Any]:
+    """Return a row as numbers, without intervals."""
+    spreads = [*row.metrics.values(), row.lift]
+    means = [None if each is None else each.mean for each in spreads]
+    return [_short(row.condition), row.detector, row.boundaries, *means, *_ends(row)]
+
+
+def interval_cells(row: Row) -> list[str]:
+    """Return the intervals of a row as text."""
+    spreads = [*(row.metrics[name] for name in WITH_INTERVAL), row.lift]
+    named = [_short(row.condition), row.detector]
+    return [*named, *("-" if spread is None else str(spread) for spread in spreads)]
+
+
+def _short(condition: str) -> str:
+    """Return a condition's name without what all those of the first experiments begin with."""
+    return condition.removeprefix("pinpad_")
+
+
 def cells(row: Row) -> list[Any]:
-    """Return a row as text for a table."""
+    """Return a row as text with intervals, for a wide table."""
     return [
         row.condition,
         row.detector,
         f"{row.boundaries:.0f}",
         *("-" if row.metrics[name] is None else str(row.metrics[name]) for name in METRICS),
         "-" if row.lift is None else str(row.lift),
-        f"{row.successes}/{row.seeds}",
-        "-" if row.forced_share is None else f"{row.forced_share:.2f}",
-        row.flags,
+        *_ends(row),
     ]
+
+
+def _ends(row: Row) -> list[str]:
+    forced = "-" if row.forced_share is None else f"{row.forced_share:.2f}"
+    return [f"{row.successes}/{row.seeds}", forced, row.flags]
 
 
 COLUMNS = (
     *("condition", "detector", "boundaries"),
     *METRICS.values(),
-    *("lift", f"lift>{LIFT:g}, p<{LEVEL:g}", "forced", "flags"),
+    *("lift", "pass", "forced", "flags"),
 )
 
 
@@ -270,15 +292,21 @@ def _page(
         *training,
         "Errors are sums of squares over a frame; reward AP from actions alone, 1 to 15 steps on.",
     )
+    headline = _seeds(settings)
+    headline = headline[0].upper() + headline[1:]
     for event, table in tables.items():
         page.heading(f"Boundaries against {event}")
         page.table(
             COLUMNS,
-            [cells(row) for row in table],
-            f"{_seeds(settings)}. NMI: shared information with the stretches of one next pad. "
-            f"lift>{LIFT:g}, p<{LEVEL:g}: seeds that pass both. forced: share of the boundaries "
-            "that a rule made. topk fires as often as there are events.",
+            [mean_cells(row) for row in table],
+            f"{headline}. NMI: shared information with the stretches of one next pad. "
+            f"pass: seeds with a lift over {LIFT:g} and p under {LEVEL:g}. "
+            "forced: share of the boundaries that a rule made. "
+            "topk fires as often as there are events.",
         )
+        names = [METRICS[name] for name in WITH_INTERVAL]
+        rows_with_intervals = [interval_cells(row) for row in table]
+        page.table(("condition", "detector", *names, "lift"), rows_with_intervals)
     _pictures(page, root, settings)
     return page
 

@@ -15,17 +15,20 @@ which a reader tells a sweep that goes on from one that has died.
 import shlex
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from loom.errors import UserError
 from loom.files import read_text, write_atomic
+from loom.progress import format_line
 
 from pinpad.sweep.state import SweepState, read_sweep
 
 STATUS_FILE = "pinpad_status.env"
-INTERVAL_S = 1.0
+INTERVAL_S, PROGRESS_S = 1.0, 10.0
+"""Between two versions of the file, and between two lines of progress."""
 
 
 def fields(state: SweepState) -> dict[str, Any]:
@@ -83,12 +86,23 @@ def read_status_file(path: Path) -> dict[str, str]:
     return found
 
 
-class StatusWriter:
-    """Rewrites the status file every second for as long as a block lasts."""
+def progress_line(state: SweepState) -> str:
+    """Return how far the run under way and the whole sweep are; nothing if none is training."""
+    run = state.current
+    if run is None or not run.total or run.stage != "train":
+        return ""
+    elapsed_s = run.step / run.rate if run.rate else 0.0
+    name = f"{run.index}/{len(state.runs)} {run.name}"
+    return f"{format_line(name, run.step, run.total, elapsed_s)}, all {100 * state.share:.0f}%"
 
-    def __init__(self, logroot: Path, path: Path) -> None:
-        """Name the sweep and the file."""
-        self._logroot, self._path = logroot, path
+
+class StatusWriter:
+    """Rewrites the status file every second for as long as a block lasts, and says the progress."""
+
+    def __init__(self, logroot: Path, path: Path, say: Callable[[str], None]) -> None:
+        """Name the sweep and the file, and who prints lines of progress."""
+        self._logroot, self._path, self._say = logroot, path, say
+        self._said_at, self._said = time.monotonic(), ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="status file", daemon=True)
 
@@ -108,9 +122,14 @@ class StatusWriter:
 
     def _write(self) -> None:
         try:
-            write_status_file(self._path, read_sweep(self._logroot))
+            state = read_sweep(self._logroot)
+            write_status_file(self._path, state)
         except (OSError, UserError):
             return  # a full disk or a torn moment must not end the sweep: the next beat tries again
+        line = progress_line(state)
+        if line and line != self._said and time.monotonic() - self._said_at >= PROGRESS_S:
+            self._said_at, self._said = time.monotonic(), line
+            self._say(line)
 
 
 def log_root(path: Path) -> Path:

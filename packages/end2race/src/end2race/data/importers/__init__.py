@@ -1,0 +1,1 @@
+"""Recordings in other layouts, written as datasets."""

@@ -1,0 +1,134 @@
+"""What all importers do: join a dataset, clean clouds, count what was left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from loom.errors import UserError
+
+from end2race.data.calibration import IDENTITY, Calibration, Pose, read_calibration
+from end2race.data.dataset import FILE, DatasetFile, read_info
+from end2race.data.lidar_files import size_problem
+from end2race.data.writer import SegmentWriter, write_info
+
+_COLUMNS = {4: [0, 1, 2, 3], 8: [0, 1, 2, 4]}
+
+
+class Target:
+    """The dataset that recordings are imported into: clouds of 4 numbers, angles in degrees.
+
+    Attributes:
+        camera: The calibrated camera; None: images are left out.
+        dropped: What was left out, by reason.
+        frames: Frames that were written.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        rate_hz: float,
+        source: str,
+        calibration: Path | None = None,
+        *,
+        angles_checked: bool = False,
+    ) -> None:
+        """Begin a dataset, or join one.
+
+        Args:
+            root: Its folder.
+            rate_hz: Frames per second.
+            source: Where the recordings come from, in words.
+            calibration: A `calibration.json` of camera and LiDAR.
+            angles_checked: The caller vouches for the unit of small wheel angles.
+
+        Raises:
+            UserError: The dataset is there in another form.
+        """
+        self.root = root
+        self.camera: Calibration | None = None
+        lidar: Pose = IDENTITY
+        if calibration is not None:
+            self.camera, lidar = read_calibration(calibration)
+        if (root / FILE).is_file():
+            info = read_info(root)
+            if (info.lidar_num_features, info.units.wheel_angle) != (4, "degrees"):
+                raise UserError(
+                    f"{root} has {info.lidar_num_features} numbers per point and angles in "
+                    f"{info.units.wheel_angle}; imports write 4 and degrees",
+                    hint="import into another folder",
+                )
+            self.camera = info.calibration
+        else:
+            file = DatasetFile(
+                lidar_num_features=4,
+                rate_hz=rate_hz,
+                source=source,
+                wheel_angles_checked=angles_checked,
+            )
+            write_info(root, file, self.camera, lidar)
+        self.dropped: Counter[str] = Counter()
+        self.frames = 0
+
+    def segment(self, split: str, name: str) -> SegmentWriter:
+        """Begin a segment."""
+        return SegmentWriter(self.root, split, name)
+
+    def write(
+        self,
+        writer: SegmentWriter,
+        timestamp_ns: int,
+        velocity: float,
+        wheel_angle_deg: float,
+        points: np.ndarray,
+        image: np.ndarray | None = None,
+        target_velocity: float | None = None,
+    ) -> None:
+        """Write a frame without the points that are not finite; leave out one without points.
+
+        Args:
+            writer: Of the segment.
+            timestamp_ns: Time.
+            velocity: In m/s.
+            wheel_angle_deg: Positive to the left.
+            points: float32 [n, 4].
+            image: uint8 [h, w, 3].
+            target_velocity: In m/s.
+        """
+        finite = np.isfinite(points).all(axis=1)
+        self.dropped["points that are not finite"] += int((~finite).sum())
+        if not finite.any():
+            self.dropped["frames without a point"] += 1
+            return
+        writer.append(
+            timestamp_ns,
+            velocity,
+            wheel_angle_deg,
+            points=points[finite],
+            image=image,
+            target_velocity=target_velocity,
+        )
+        self.frames += 1
+
+    def summary(self) -> str:
+        """Say what was written and what was left out."""
+        left = [f"{count:,} {what}" for what, count in self.dropped.items() if count]
+        return f"{self.frames:,} frames in {self.root}" + (
+            f"; left out: {', '.join(left)}" if left else ""
+        )
+
+
+def points_of_bytes(content: bytes, num_features: int, place: Path) -> np.ndarray:
+    """Return points [n, 4] of a `.bin` file's bytes; values may be anything.
+
+    Raises:
+        UserError: The file is cut short.
+    """
+    problem = size_problem(len(content), num_features) if content else ""
+    if problem:
+        raise UserError(
+            f"{place}: {problem}",
+            hint="copy the file again, or name the right --lidar-num-features",
+        )
+    return np.frombuffer(content, "<f4").reshape(-1, num_features)[:, _COLUMNS[num_features]]
