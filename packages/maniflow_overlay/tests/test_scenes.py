@@ -1,5 +1,8 @@
 """The simulated table: geometry, physics as far as the task needs it, and the expert."""
 
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -276,3 +279,16 @@ def test_success_needs_the_right_block_on_the_goal_and_an_open_gripper(table):
     table.layout = layout
     table._opening = 0.0
     assert not success(table)
+
+
+@mujoco_draws
+def test_an_optimiser_can_be_made_after_a_picture_was_drawn():
+    """Mesa and torch's compiler both bring an LLVM; in the wrong order the process crashes."""
+    code = (
+        "from maniflow_overlay.sim import graphics\n"
+        "assert graphics.missing() is None\n"
+        "import torch\n"
+        "torch.optim.AdamW([torch.zeros(1, requires_grad=True)])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()

@@ -8,6 +8,7 @@ and Ubuntu they are the packages `libegl1` with `libegl-mesa0`, or `libosmesa6`.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from ctypes.util import find_library
 from functools import cache
 from importlib import import_module
@@ -43,7 +44,13 @@ def missing() -> str | None:
 
 
 def mujoco() -> Any:
-    """Import MuJoCo, which is an extra and has no types."""
+    """Import MuJoCo, which is an extra and has no types.
+
+    Mesa brings an LLVM of its own. If it is loaded first, torch's compiler, which any optimiser
+    imports, takes its symbols and crashes the process; so the compiler comes first.
+    """
+    with suppress(ImportError):
+        import_module("triton")
     return import_module("mujoco")
 
 
