@@ -37,7 +37,7 @@ class TrainConfig(WorldConfig):
     prefill: int = Field(100_000, ge=1, description="steps of scripted players")
     time_limit: int = Field(2_000, ge=1, description="steps of an episode")
 
-    steps: int = Field(260_000, ge=1, description="environment steps, the scripted ones included")
+    steps: int = Field(330_000, ge=1, description="environment steps, the scripted ones included")
     updates: int = Field(0, ge=0, description="0: as many as `steps` ask for")
     envs: int = Field(64, ge=1, description="rooms that are played in side by side")
     train_ratio: Positive = Field(8.0, description="frames learnt from for each new one")
