@@ -86,7 +86,7 @@ def core() -> list[Reader]:
         Reader(
             "core: status.json",
             in_run("status.json", json.dumps(status)),
-            lambda p: (summary(p.parent), _status(read_status, p)),
+            lambda p: (summary(p.parent), read_status(p.parent)),
             True,
         ),  # fmt: skip
         Reader("core: gates.json", in_run("gates.json", json.dumps(gates)), whole_run, True),
@@ -100,14 +100,6 @@ def core() -> list[Reader]:
         Reader("core: checkpoint state", write_checkpoint, read_checkpoint),
         Reader("core: checkpoint manifest", write_manifest, read_checkpoint, True),
     ]
-
-
-def _status(read: Callable[[Path], object], path: Path) -> object:
-    """Read a status as `loom.runs` does: what is not Loom's own raises a plain error there."""
-    try:
-        return read(path.parent)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
 
 
 def featdistill() -> list[Reader]:

@@ -241,14 +241,21 @@ def read_status(directory: Path, limit: float = 60.0) -> dict[str, Any]:
         UserError: there is no readable status file.
     """
     status = read_json(directory / STATUS_FILE)
-    if status.get("state") != "running":
-        return status
-    age = time.time() - status["heartbeat"]
-    pid, host = status["pid"], status["host"]
+    try:
+        if status.get("state") != "running":
+            return status
+        age = time.time() - status["heartbeat"]
+        pid, host, patience = status["pid"], status["host"], max(limit, 5 * status["interval_s"])
+        gone = host == socket.gethostname() and not _is_alive(pid)
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"{directory / STATUS_FILE}: not what Loom wrote: {error!r}",
+            hint="the file was edited or is another program's; remove it",
+        ) from error
     reason = ""
-    if host == socket.gethostname() and not _is_alive(pid):
+    if gone:
         reason = f"process {pid} on {host} is gone; its last sign of life was {age:.0f} s ago"
-    elif age > max(limit, 5 * status["interval_s"]):
+    elif age > patience:
         reason = f"no sign of life from process {pid} on {host} for {age:.0f} s"
     return {**status, "state": "died", "reason": reason} if reason else status
 

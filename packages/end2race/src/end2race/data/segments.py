@@ -19,6 +19,9 @@ FILE_COLUMNS = ("lidar_filepath", "image_filepath")
 
 _FASTEST = 150.0  # m/s; anything above is another unit or damage
 
+_LONGEST_NAME = 255
+"""Bytes that file systems allow in one part of a path."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -159,9 +162,12 @@ def _files(
     found = tuple(row[columns[name]] for row in rows)
     for number, each in enumerate(found, 2):
         parts = PurePosixPath(each)
-        if not each or "\0" in each or parts.is_absolute() or ".." in parts.parts:
+        too_long = any(len(part.encode()) > _LONGEST_NAME for part in parts.parts)
+        outside = parts.is_absolute() or ".." in parts.parts
+        if not each or "\0" in each or too_long or outside:
             raise UserError(
-                f"{path}: line {number}: {name} is {each!r}, expected a path inside the segment",
+                f"{path}: line {number}: {name} is {each[:100]!r}, expected a path inside the "
+                "segment",
                 hint="write it relative to the segment's folder, such as lidar/000001.bin",
             )
     return found
