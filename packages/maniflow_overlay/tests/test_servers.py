@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,22 @@ def run(*arguments):
     return CliRunner().invoke(app, ["servers", *map(str, arguments)])
 
 
+def runs(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(holds, seconds: float = 20) -> None:
+    """A killed process takes a moment to die."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_servers_come_up_are_shown_and_go_down_with_their_children(tmp_path):
     port, folder = free_ports(2), tmp_path / "servers"
     assert run("status", "--folder", folder).exit_code == 1
@@ -72,8 +89,7 @@ def test_servers_come_up_are_shown_and_go_down_with_their_children(tmp_path):
     finally:
         stopped = run("down", "--folder", folder)
     assert "1 servers stopped" in stopped.output
-    state = Path(f"/proc/{child}/stat")
-    assert not state.exists() or state.read_text(encoding="utf-8").split()[2] == "Z"
+    wait_until(lambda: not runs(child))
     assert read_servers(folder) == []
 
 
