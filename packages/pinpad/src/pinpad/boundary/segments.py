@@ -84,7 +84,7 @@ def mutual_information(first: Array, second: Array) -> float | Undefined:
         return Undefined("both are one segment")
     seen = table > 0
     information = (table[seen] * np.log(table[seen] / np.outer(rows, columns)[seen])).sum()
-    return float(2 * information / entropies)
+    return max(0.0, float(2 * information / entropies))  # rounding may fall below
 
 
 @dataclass(frozen=True)
