@@ -167,6 +167,8 @@ def test_dragging_in_a_browser_turns_the_camera(served, viewer):
     with Browser() as browser:
         browser.open(f"http://127.0.0.1:{served.port}/")
         browser.wait_for("shown === 1 && !busy")
+        assert browser.evaluate("$('width').value") == "32"  # the narrowest; taught at 28
+        assert browser.evaluate("$('taught').textContent") == str(viewer.cameras.width)
         before = browser.evaluate(PICTURE)
         centre = "(r => [r.left + r.width / 2, r.top + r.height / 2])"
         x, y = browser.evaluate(

@@ -113,7 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 def page(viewer: Viewer) -> bytes:
     """Return the page with where it begins."""
-    begin = {**viewer.start._asdict(), "step": viewer.step}
+    taught = viewer.cameras.width
+    width = min(max(taught, NARROWEST), WIDEST)
+    begin = {**viewer.start._asdict(), "step": viewer.step, "width": width, "taught": taught}
     text = files("featdistill").joinpath("viewer.html").read_text(encoding="utf-8")
     return text.replace("/*BEGIN*/null", json.dumps(begin)).encode()
 
