@@ -106,8 +106,11 @@ def test_every_file_that_is_linked_exists(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=shown)
-def test_every_script_that_is_named_exists(document):
-    named = re.findall(
-        r"\b((?:benchmarks|scripts)/\w+\.py)\b", document.read_text(encoding="utf-8")
-    )
-    assert [name for name in named if not (ROOT / name).exists()] == []
+def test_every_script_and_test_that_is_named_exists(document):
+    text = document.read_text(encoding="utf-8")
+    named = [ROOT / name for name in re.findall(r"\b((?:benchmarks|scripts)/\w+\.py)\b", text)]
+    for name in re.findall(r"`([\w/]*tests/test_\w+\.py)`", text):
+        places = [ROOT / name, ROOT / "packages" / name, document.parent / name]
+        places += [ROOT / "packages" / document.stem / name]
+        named.append(next((place for place in places if place.exists()), places[0]))
+    assert [str(path) for path in named if not path.exists()] == []
