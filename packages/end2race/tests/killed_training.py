@@ -28,7 +28,7 @@ SETTINGS = {
 }
 
 
-GROUP_STEPS = 3  # where a gradient is nearly zero, Adam makes whole steps of its rounding
+GROUP_STEPS = 2
 
 
 def train(root: Path, directory: Path, *, resume: bool, steps: int) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from end2race.restore import restore
 from loom.checkpoint import Checkpoints
 from loom.record import read_records
 
@@ -46,6 +45,12 @@ def final_tensors(run: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def first_gradients(run: Path) -> dict[int, torch.Tensor]:
+    """A tenth of each parameter's gradient at the first update: Adam's mean after one."""
+    state = Checkpoints(run / "checkpoints").load(1).state["optimizer"]["state"]
+    return {parameter: moments["exp_avg"] for parameter, moments in state.items()}
+
+
 def untimed(run: Path) -> list[dict]:
     return [
         {k: v for k, v in row.items() if k != "time" and not k.startswith("perf/")}
@@ -67,14 +72,22 @@ def test_a_training_killed_eight_times_ends_with_the_bits_of_an_uninterrupted_on
 
 @pytest.mark.dist
 def test_two_processes_train_and_validate_as_one_does(small, tmp_path):
+    """Their gradient is one process's to 1e-6 of its norm; weights are not compared.
+
+    Where a gradient is rounding alone, Adam makes a whole step of it: in one weight of 13,824 that
+    was 9e-6 after three updates.
+    """
     root = small({"train": (9, 9), "valid": (7,)}, target=True)  # 5 windows of validation: odd
     for world in (1, 2):
         script("group", tmp_path, root, world, free_port())
     one, two = (tmp_path / f"world{world}" for world in (1, 2))
-    weights = restore(two).model.state_dict()
-    for key, value in restore(one).model.state_dict().items():
-        # Reached: 1.05e-6 in one weight of 4,608, where Adam divides rounding by rounding.
-        torch.testing.assert_close(weights[key], value, rtol=0, atol=2e-6)
+    alone, together = first_gradients(one), first_gradients(two)
+    assert alone.keys() == together.keys()
+    whole = torch.stack([gradient.norm() for gradient in alone.values()]).norm()
+    assert whole > 0.01
+    for parameter, gradient in alone.items():
+        gap = (together[parameter] - gradient).abs().max()
+        assert gap <= 1e-6 * whole, parameter
     for first, second in zip(untimed(one), untimed(two), strict=True):
         assert first == pytest.approx(second, rel=1e-4)
     judged = [json.loads((run / "evaluation" / "open_loop.json").read_text()) for run in (one, two)]
