@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 from loom import distributed
 from loom.config import resolve
+from loom.device import choose_device
 from loom.drawing import print_table
 from loom.files import write_json
 from loom.run import Run
@@ -77,7 +77,7 @@ def _train(run: Run[TrainConfig], last: list[Evaluation]) -> None:
         if run.is_main:
             write_json(run.path(RESULTS), results(found) | {"step": step})
 
-    train(run.config, run, data, keep, "cuda" if torch.cuda.is_available() else "cpu")
+    train(run.config, run, data, keep, choose_device().type)
 
 
 def groups_of(source: Path | None) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from loom import distributed
+from loom.device import choose_device
 from loom.errors import UserError
 from loom.gates import Gate
 from loom.loop import Every, FitResult, Losses, Term, TrainState, fit
@@ -28,7 +29,6 @@ from pinpad.train_config import TrainConfig
 from pinpad.train_world import (
     PRECISIONS,
     Evaluation,
-    chosen_device,
     heldout_episodes,
     new_model,
 )
@@ -95,7 +95,7 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Agent[Any], FitRe
     run.info(
         f"[prefill] {len(memory):,} steps of {config.players}, {memory.rewards} of them with reward"
     )
-    device = chosen_device(config)
+    device = choose_device(config.device)
     agent = new_agent(config, rooms.image[0].size, run.generator("agent")).to(device)
     agent.world.fit_pixels(*pixel_statistics(memory.frames(_FRAMES_FOR_STATISTICS)))
     acting, filled = Acting(agent, rooms), memory.total

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from loom.device import choose_device
 from loom.errors import UserError
 from loom.evaluation.statistics import Undefined
 from loom.loop import Every, FitResult, Losses, Shard, Term, TrainState, fit
@@ -72,18 +73,6 @@ def new_model(config: WorldConfig, pixels: int, generator: torch.Generator) -> W
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         sizes = WorldSettings(image_scale=config.image_scale, depth=config.cnn_depth)
         return WorldModel(pixels, len(MOVES), config.dynamics(), sizes)
-
-
-def chosen_device(config: WorldConfig) -> torch.device:
-    """Return where a model learns.
-
-    Raises:
-        UserError: An accelerator is asked for and there is none.
-    """
-    found = torch.cuda.is_available()
-    if config.device == "cuda" and not found:
-        raise UserError("device is cuda, but torch finds no accelerator", hint="take device=cpu")
-    return torch.device("cuda" if found and config.device != "cpu" else "cpu")
 
 
 class Evaluation:
@@ -163,7 +152,7 @@ def train_world(config: WorldConfig, run: Run[WorldConfig]) -> tuple[WorldModel,
             f"{sampler.image.shape[1:]}",
             hint="collect both with the same size",
         )
-    device = chosen_device(config)
+    device = choose_device(config.device)
     model = new_model(config, pixels, run.generator("model")).to(device)
     model.fit_pixels(*pixel_statistics(sampler.image))
     optimizer = torch.optim.Adam(model.parameters(), lr=config.model_lr, eps=1e-8)
