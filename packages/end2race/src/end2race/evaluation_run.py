@@ -85,6 +85,7 @@ def evaluate_driver(
         (f"{split} ({judged.drivers['model'].count:,})", *columns),
         [(driver, *(found[column] for column in columns)) for driver, found in rows.items()],
     )
+    say(judged.leak_line)
     if csv_path is not None:
         named = {"split": split, "ckpt": str(checkpoint)}
         append_row(csv_path, {**named, **rows["model"], **extra})
