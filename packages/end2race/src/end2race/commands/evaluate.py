@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from loom.errors import UserError
 
-from end2race.commands.train import CacheDir, DataRoot
+from end2race.commands.train import CacheDir, CameraRoot, DataRoot
 
 Split = Annotated[str, typer.Option(help="train, valid or test.")]
 EvalSeqLen = Annotated[
@@ -75,6 +75,7 @@ def eval_student(
         typer.Option("--student-ckpt", "--student_ckpt", help="Run, checkpoint or model file."),
     ],
     data_root: DataRoot = None,
+    camera_root: CameraRoot = None,
     split: Split = "valid",
     seq_len: EvalSeqLen = None,
     batch_size: EvalBatchSize = 16,
@@ -99,6 +100,7 @@ def eval_student(
         json_path,
         device,
         teacher_cache_dir,
+        camera_root,
     )
 
 
@@ -115,6 +117,7 @@ def _evaluate(
     json_path: Path | None,
     device: str,
     cache_dir: Path | None = None,
+    camera_root: Path | None = None,
 ) -> None:
     from end2race.evaluation_run import evaluate_driver
 
@@ -122,6 +125,7 @@ def _evaluate(
         kind,
         checkpoint,
         data_root=data_root,
+        camera_root=camera_root,
         split=split,
         seq_len=seq_len,
         batch_size=batch_size,

@@ -12,6 +12,14 @@ DataRoot = Annotated[
     Path | None,
     typer.Option("--data-root", "--data_root", help="Dataset; without one: the embedded one."),
 ]
+CameraRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--camera-root",
+        "--camera_root",
+        help="Dataset of the images, if they are not in the first.",
+    ),
+]
 Preset = Annotated[str | None, typer.Option(help="Sizes: racing, racing-fine, kitti.")]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the training windows.")]
 MaxSteps = Annotated[
@@ -194,6 +202,7 @@ def train_student(
     config: ConfigOption = None,
     overrides: Overrides = None,
     data_root: DataRoot = None,
+    camera_root: CameraRoot = None,
     train_split: Annotated[
         str | None, typer.Option("--train-split", "--train_split", help="Split to learn from.")
     ] = None,
@@ -277,6 +286,7 @@ def train_student(
 
     flags = {
         "data.root": data_root,
+        "data.camera_root": camera_root,
         "data.train_split": train_split,
         "data.val_split": val_split,
         "data.seq_len": seq_len,
