@@ -111,7 +111,9 @@ def test_a_sweep_is_read_back_from_its_file(tmp_path):
     jobs = [Job("a", ["true"], timeout_s=2.0), Job("b", ["x"], Path("/place"), after=["a"])]
     path = tmp_path / "sweep.json"
     path.write_text(json.dumps(Sweep("s", jobs).description()), encoding="utf-8")
-    assert Sweep.read(path).description() == Sweep("s", jobs).description()
+    found = Sweep.read(path)
+    assert found.description() == Sweep("s", jobs).description()
+    assert found.jobs[1].directory == Path("/place")
     for damaged in ("[]", "{}", '{"name": "s", "jobs": [1]}', '{"name": "s", "jobs": [{}]}', "{"):
         path.write_text(damaged, encoding="utf-8")
         with pytest.raises(UserError, match="sweep"):

@@ -29,12 +29,12 @@ class Ending(NamedTuple):
     Attributes:
         state: done, failed, interrupted, skipped, or lost.
         detail: Why, in words.
-        numbers: Exit status, seconds and peak memory, where it ran at all.
+        facts: Exit status, seconds and peak memory, where it ran at all; goes to `status.json`.
     """
 
     state: str
     detail: str
-    numbers: Mapping[str, float] = {}
+    facts: Mapping[str, Any] = {}
 
 
 class JobProcess:
@@ -123,34 +123,37 @@ class JobProcess:
         """Kill what an ended job left running, and judge its end."""
         processes.kill_session(self._process.pid)
         code, seconds = self._process.returncode, time.monotonic() - self._begin
-        numbers = {
+        facts = {
             "exit": code,
             "seconds": round(seconds, 3),
             "peak_mb": round(self._peak_mb, 1),
         }
         if self._ended_because == "interrupted":
-            return Ending("interrupted", "", numbers)
+            return Ending("interrupted", "", facts)
         if self._ended_because:
-            return Ending("failed", self._ended_because, numbers)
+            return Ending("failed", self._ended_because, facts)
         if code != 0:
             said = _last_line(self._log, self._log_begin)
             detail = processes.describe_exit(code) + (f": {said}" if said else "")
-            return Ending("failed", detail, numbers)
+            return Ending("failed", detail, facts)
         if missing := missing_outputs(self.job, self._directory):
             detail = f"exit status 0, but it left no {', '.join(missing)}"
-            return Ending("failed", detail, numbers)
-        return Ending("done", f"{seconds:.1f} s", numbers)
+            return Ending("failed", detail, facts)
+        return Ending("done", f"{seconds:.1f} s", facts)
 
 
 def start(job: Job, directory: Path, log: Path, env: Mapping[str, str]) -> JobProcess | Ending:
     """Start a job as `JobProcess` does; what cannot be started has ended."""
-    missing = [path for path in job.inputs if not (directory / path).exists()]
-    if missing:
-        return Ending("skipped", f"missing {', '.join(missing)}")
     try:
-        return JobProcess(job, directory, log, env)
+        return without_inputs(job, directory) or JobProcess(job, directory, log, env)
     except (OSError, ValueError) as error:
         return Ending("failed", f"cannot be started: {error}")
+
+
+def without_inputs(job: Job, directory: Path) -> Ending | None:
+    """Return the ending of a job that cannot run for want of its inputs."""
+    missing = [path for path in job.inputs if not (directory / path).exists()]
+    return Ending("skipped", f"missing {', '.join(missing)}") if missing else None
 
 
 def missing_outputs(job: Job, directory: Path) -> Sequence[str]:

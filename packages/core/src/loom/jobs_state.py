@@ -32,17 +32,20 @@ Known = Mapping[str, Mapping[str, Any]]
 class SweepState:
     """What `status.json` holds, and the only writer of `events.jsonl`."""
 
-    def __init__(self, sweep: Sweep, root: Path, known: Known, **extra: Any) -> None:
+    def __init__(
+        self, sweep: Sweep, root: Path, known: Known, value: str = "running", **extra: Any
+    ) -> None:
         """Take up what is known of each job, and show that the sweep is alive.
 
         Args:
             sweep: Its jobs.
             root: Its folder.
             known: Entries of `status.json` by job.
+            value: State of the sweep as a whole.
             extra: Further fields of `status.json`.
         """
         self.sweep, self.root, self.extra = sweep, root, extra
-        self.value = "running"
+        self.value = value
         self.jobs: dict[str, dict[str, Any]] = {
             job.name: dict(known.get(job.name, {"state": "waiting", "attempts": 0}))
             for job in sweep.jobs
@@ -81,7 +84,7 @@ class SweepState:
         """Record the end of an attempt; a job that is lost waits for another one."""
         value = "waiting" if ending.state == "lost" else ending.state
         self.jobs[job.name].update(
-            state=value, detail=ending.detail, ended=time.time(), **ending.numbers
+            state=value, detail=ending.detail, ended=time.time(), **ending.facts
         )
         self.write()
         return self.event(ending.state, job.name, ending.detail)
@@ -143,23 +146,32 @@ def take_over(sweep: Sweep, root: Path, resume: bool) -> dict[str, dict[str, Any
     if path.exists() and not resume:
         raise UserError(f"{root} holds a sweep already", hint="resume it, or give another folder")
     known: dict[str, dict[str, Any]] = {}
-    described = sweep.description()
     if path.exists():
-        was = {job["name"]: job for job in read_json(path)["jobs"]}
-        changed = [j["name"] for j in described["jobs"] if was.get(j["name"], j) != j]
-        if changed:
-            raise UserError(
-                f"{root}: {', '.join(changed)} changed since the sweep began",
-                hint="give the changed jobs another name, or the sweep another folder",
-            )
+        require_same(sweep, root)
         known = read_json(root / STATUS_FILE)["jobs"] if (root / STATUS_FILE).exists() else {}
     for entry in known.values():
         if entry["state"] == "running":
             entry["state"] = "interrupted"
             if is_alive_here(entry):
                 processes.kill_session(entry["pid"])
-    write_json(path, described)
+    write_json(path, sweep.description())
     return known
+
+
+def require_same(sweep: Sweep, root: Path) -> None:
+    """See that no job is another one than when the sweep began; new ones may be added.
+
+    Raises:
+        UserError: A job changed, or there is no sweep.
+    """
+    was = {job["name"]: job for job in read_json(root / SWEEP_FILE)["jobs"]}
+    described = [job.description() for job in sweep.jobs]
+    changed = [job["name"] for job in described if was.get(job["name"], job) != job]
+    if changed:
+        raise UserError(
+            f"{root}: {', '.join(changed)} changed since the sweep began",
+            hint="give the changed jobs another name, or the sweep another folder",
+        )
 
 
 def is_alive_here(entry: Mapping[str, Any]) -> bool:
