@@ -1,8 +1,8 @@
 """Four commands of SLURM on one machine: `sbatch`, `squeue`, `scancel`, `scontrol requeue`.
 
 `install(folder)` makes them; a controller runs each task of an array with bash, as many at once as
-the array allows, once more when it asked to be queued again, even of a cancelled array. `warn` and `cut_off` are what a
-scheduler or a broken machine do.
+the array allows, once more when it asked to be queued again, even where the array was cancelled.
+`warn` and `cut_off` are what a scheduler or a broken machine do.
 """
 
 from __future__ import annotations
