@@ -29,18 +29,23 @@ struct Picture {
     return (width + kSide - 1) / kSide * ((rays / width + kSide - 1) / kSide);
   }
 
-  // Calls take(ray) for the rays of a tile.
+  // Calls take(first, count) for runs of up to kAhead neighbouring rays of a tile.
   template <class Take>
-  void for_rays(int64_t tile, Take&& take) const {
+  void for_runs(int64_t tile, Take&& take) const {
+    const auto part = [&](int64_t begin, int64_t end) {
+      for (; begin < end; begin += kAhead) {
+        take(begin, static_cast<int>(std::min<int64_t>(kAhead, end - begin)));
+      }
+    };
     if (width == 0) {
       const int64_t begin = tile * kSide * kSide;
-      for (int64_t r = begin; r < std::min(rays, begin + kSide * kSide); ++r) take(r);
+      part(begin, std::min(rays, begin + kSide * kSide));
       return;
     }
     const int64_t columns = (width + kSide - 1) / kSide;
     const int64_t left = tile % columns * kSide, top = tile / columns * kSide;
     for (int64_t y = top; y < std::min(rays / width, top + kSide); ++y) {
-      for (int64_t x = left; x < std::min(width, left + kSide); ++x) take(y * width + x);
+      part(y * width + left, y * width + std::min(width, left + kSide));
     }
   }
 };
@@ -76,11 +81,11 @@ class Pool {
   void run(std::atomic<int64_t>& next_tile) {
     for (bool more = true; more || !rays_.empty();) {
       slots_ = 0;
-      for (Traveller& t : rays_) march(t);
+      go_on();
       while (more && rays_.size() < kPool) {
         const int64_t tile = next_tile.fetch_add(1, std::memory_order_relaxed);
         more = tile < picture_.tiles();
-        if (more) picture_.for_rays(tile, [&](int64_t r) { begin(r); });
+        if (more) picture_.for_runs(tile, [&](int64_t r, int n) { begin(r, n); });
       }
       sort_by_cell(cell_.data(), nullptr, slots_, cells_, order_.data(), start_.data());
       const NetworkInputs in{local_.data(), picture_.directions, ray_.data()};
@@ -93,17 +98,48 @@ class Pool {
   }
 
  private:
-  void begin(int64_t r) {
-    const Ray ray(volume_, picture_.origins + 3 * r, picture_.directions + 3 * r, 0.5f);
-    if (!ray.meets_box()) return;
-    rays_.push_back({ray, static_cast<int32_t>(r), 0, 0, 1.0f});
-    march(rays_.back());
-    if (rays_.back().count == 0) rays_.pop_back();
+  // Takes up those of `n` neighbouring rays that meet something.
+  void begin(int64_t first, int n) {
+    const auto ray_at = [&](int k) {
+      const int64_t r = first + std::min(k, n - 1);
+      return Ray(volume_, picture_.origins + 3 * r, picture_.directions + 3 * r, 0.5f);
+    };
+    const Ray rays[kAhead] = {ray_at(0), ray_at(1), ray_at(2), ray_at(3),
+                              ray_at(4), ray_at(5), ray_at(6), ray_at(7)};
+    const Ray* all[kAhead];
+    for (int k = 0; k < kAhead; ++k) all[k] = &rays[k];
+    int32_t next[kAhead] = {};
+    Ray::approach(volume_, all, next);
+    for (int k = 0; k < n; ++k) {
+      if (next[k] == kEnded) continue;
+      rays_.push_back({rays[k], static_cast<int32_t>(first + k), next[k], 0, 1.0f});
+      march(rays_.back());
+      if (rays_.back().count == 0) rays_.pop_back();
+    }
+  }
+
+  // Takes the rays of the pool to their next samples.
+  void go_on() {
+    const size_t n = rays_.size();
+    for (size_t first = 0; first < n; first += kAhead) {
+      const Ray* all[kAhead];
+      int32_t next[kAhead];
+      for (size_t k = 0; k < kAhead; ++k) {
+        const Traveller& t = rays_[std::min(first + k, n - 1)];
+        all[k] = &t.ray;
+        next[k] = t.next;
+      }
+      Ray::approach(volume_, all, next);
+      for (size_t k = 0; k < kAhead && first + k < n; ++k) {
+        rays_[first + k].next = next[k];
+        march(rays_[first + k]);
+      }
+    }
   }
 
   void march(Traveller& t) {
     Sample found[kPass];
-    t.count = t.ray.advance(volume_, t.next, kPass, found);
+    t.count = t.next == kEnded ? 0 : t.ray.advance(volume_, t.next, kPass, found);
     for (int k = 0; k < t.count; ++k, ++slots_) {
       ray_[slots_] = t.index;
       cell_[slots_] = found[k].cell;
