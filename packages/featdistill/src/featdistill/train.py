@@ -31,7 +31,7 @@ from featdistill.supervision import (
     RaySampler,
 )
 from featdistill.teacher_frames import Foreground, each_frame, foreground
-from featdistill.teacher_views import Teacher, read_teacher, with_extra_poses
+from featdistill.teacher_views import Teacher, read_teacher, remember_inputs, with_extra_poses
 
 MASK_COLLAPSE = 0.05
 MASK_COLLAPSE_RECORDS = 3
@@ -158,6 +158,8 @@ def new_optimizer(student: Student) -> CellAdam:
 def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     """Distil, writing records, checkpoints and the final state into the run's directory."""
     teacher = read_teacher(config.data, run)
+    if run.is_main:
+        remember_inputs(config.data, run.dir)
     views = with_extra_poses(teacher.training, config.data.extra_poses, run.generator("poses"))
     shown = foreground(views, each_frame(teacher.gaussians, views))
     run.info(f"Loaded teacher frames ({len(views)})")
