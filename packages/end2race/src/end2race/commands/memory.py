@@ -37,20 +37,17 @@ class Search(StrEnum):
 
 DataRoot = Annotated[
     Path | None,
-    typer.Option("--data-root", "--data_root", help="Dataset; without one: the embedded one."),
+    typer.Option("--data-root", help="Dataset; without one: the embedded one."),
 ]
 CameraRoot = Annotated[
     Path | None,
     typer.Option(
         "--camera-root",
-        "--camera_root",
         help="Dataset of the images, if they are not in the first.",
     ),
 ]
-CacheDir = Annotated[Path | None, typer.Option("--cache-dir", "--cache_dir", help="Teacher cache.")]
-MemoryDir = Annotated[
-    Path, typer.Option("--memory-dir", "--memory_dir", help="Folder of the memory.")
-]
+CacheDir = Annotated[Path | None, typer.Option("--cache-dir", help="Teacher cache.")]
+MemoryDir = Annotated[Path, typer.Option("--memory-dir", help="Folder of the memory.")]
 SplitOption = Annotated[str, typer.Option(help="train, valid or test.")]
 Neighbours = Annotated[int, typer.Option("--topk", "-k", min=1, help="Neighbours.")]
 Temperature = Annotated[float, typer.Option(min=1e-6, help="Temperature of their weights.")]
