@@ -29,7 +29,7 @@ FEATDISTILL = Chain(
     "featdistill",
     (
         step(run="featdistill scene synth LEGO --width 28 --train 6 --test 2"),
-        step("featdistill scene synth"),
+        step("featdistill scene synth", plus="OTHER --width 20 --train 3 --test 1"),
         step("featdistill config show"),
         step("featdistill teacher fit", plus=f"{_TEACHER} name=first"),
         step(
