@@ -245,8 +245,7 @@ def page(folder: Path = EXPERIMENTS) -> str:
         if not records:
             continue
         parts.append(f"## {name}\n\n{experiment.question}\n")
-        for table in experiment.tables:
-            parts.append(_markdown(table, rows(table, records)))
+        parts += [_markdown(table, rows(table, records)) for table in experiment.tables]
         parts.append(f"{experiment.note}\n" if experiment.note else "")
         parts.append(_origin(experiment, list(records.values())))
     return "\n".join(part for part in parts if part)
