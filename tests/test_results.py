@@ -101,7 +101,8 @@ def test_a_table_without_a_source_is_noticed():
 @pytest.fixture
 def folder(tmp_path) -> Path:
     text = (
-        "agent:\n  question: How much?\n  documents: [README.md]\n  commands: [uv run loom doctor]\n"
+        "agent:\n  question: How much?\n  documents: [README.md]\n"
+        "  commands: [uv run loom doctor]\n"
         "  tables:\n"
         '    - columns: {run: "@name", score: "evaluation/a.json mean :.1f"}\n'
         "      mean_over: [score]\n"

@@ -41,7 +41,7 @@ FEATDISTILL = Chain(
             "student.grid_resolution=16 train.max_steps=6300 --run-dir runs/lego-student",
             plus=f"data.width=28 {_STUDENT}",
         ),
-        step("featdistill demo"),
+        step("featdistill demo", code=3),  # five CPU-seconds miss the gates
         step("featdistill train [KEY=VALUE]...", run=f"featdistill train --run-dir RUN {_STUDENT}"),
         step("featdistill report runs/lego-student"),
         step("featdistill report RUN"),
