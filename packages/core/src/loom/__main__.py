@@ -153,11 +153,17 @@ def snapshot(
 
 
 @ext.command()
-def info() -> None:
+def info(as_json: JsonOption = False) -> None:
     """Show the tool chain as it was found, and what has been built."""
+    import json
+    from dataclasses import asdict
+
     from loom.native.inventory import toolchain
 
     found = toolchain()
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2, default=str))
+        return
     for name, value in vars(found).items():
         if name != "artefacts":
             typer.echo(f"{name:<14} {_said(value)}")
