@@ -49,6 +49,14 @@ RunDir = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+ExecutorOption = Annotated[
+    str,
+    typer.Option(
+        "--executor",
+        help="Where jobs run: local, ray, ray:HOST:PORT, ray+gpu, sbatch, sbatch:FILE "
+        "(lines for the top of the script).",
+    ),
+]
 Archive = Annotated[
     bool, typer.Option("--archive", help="Move an old run of this name aside, with a time stamp.")
 ]

@@ -40,14 +40,14 @@ def _cell(value: Any) -> str:
 
 
 def schedule_values(config: Config, steps: int | None = None) -> dict[str, list[tuple[int, float]]]:
-    """Return (step, value) pairs of every schedule of a config, by dotted name.
+    """Return (step, value) pairs of every schedule of a config, by dotted name; empty without any.
 
     Args:
         config: A config whose sections name their schedules in `Config.schedules`.
         steps: The last step; None takes `max_steps` from the config.
 
     Raises:
-        UserError: No section has a schedule, or no step is known.
+        UserError: No step is known.
     """
     found = list(sections(config))
     named = {
@@ -56,7 +56,7 @@ def schedule_values(config: Config, steps: int | None = None) -> dict[str, list[
         for name, schedule in section.schedules().items()
     }
     if not named:
-        raise UserError("nothing in this config changes over training")
+        return {}
     known = [section.max_steps for _, section in found if hasattr(section, "max_steps")]
     last = steps if steps is not None else next(iter(known), None)
     if not isinstance(last, int):
@@ -69,6 +69,8 @@ def schedule_values(config: Config, steps: int | None = None) -> dict[str, list[
 
 def schedule_lines(values: Mapping[str, Sequence[tuple[int, float]]]) -> list[str]:
     """Draw each schedule as one line of blocks between its least and its greatest value."""
+    if not values:
+        return ["nothing in this config changes over training"]
     width = max(map(len, values))
     return [f"{name:<{width}}  {_line(pairs)}" for name, pairs in values.items()]
 

@@ -22,6 +22,9 @@ class DataSection(Config):
     """Which windows of which dataset."""
 
     root: Path | None = Field(None, description="dataset folder; null: the embedded one")
+    camera_root: Path | None = Field(
+        None, description="dataset folder of the images, if they are not in root"
+    )
     train_split: str = "train"
     val_split: str = "valid"
     seq_len: int = Field(5, ge=1, description="frames of a window")

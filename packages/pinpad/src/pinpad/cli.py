@@ -8,6 +8,7 @@ import typer
 from loom.cli import (
     Archive,
     ConfigOption,
+    ExecutorOption,
     JsonOption,
     Overrides,
     Resume,
@@ -291,6 +292,7 @@ def sweep(
     devices: Annotated[
         str | None, typer.Option(help="Accelerators to share out, as 0,1; one training on each.")
     ] = None,
+    executor: ExecutorOption = "local",
     run_log: Annotated[
         Path | None, typer.Option(envvar="RUN_LOG", help="A file that gets what is printed, too.")
     ] = None,
@@ -333,6 +335,7 @@ def sweep(
         skip_rssm=skip_rssm,
         slots=jobs,
         devices=devices,
+        executor=executor,
         run_log=run_log,
         status_file=status_file,
         resume=resume,

@@ -40,7 +40,7 @@ Controls = Annotated[
 ]
 FeaturesOption = Annotated[
     Features,
-    typer.Option("--lidar-num-features", "--lidar_num_features", help="Numbers per point."),
+    typer.Option("--lidar-num-features", help="Numbers per point."),
 ]
 
 
@@ -178,7 +178,7 @@ def _features(chosen: Features) -> int | None:
 def validate_data(
     data_root: Annotated[
         Path | None,
-        typer.Option("--data-root", "--data_root", help="Dataset; without one: the embedded one."),
+        typer.Option("--data-root", help="Dataset; without one: the embedded one."),
     ] = None,
     files: Annotated[
         int, typer.Option(min=0, help="Clouds and images to decode per segment; 0: all.")
