@@ -46,6 +46,10 @@ NOT_RUN = {
     "maniflow-overlay servers up --gpus 0 --port 8020 --folder qwen --command "
     '"vllm serve MODEL --port {port}"': "needs a language model and a GPU",
     "pinpad doctor --traces DIR": "needs recorded traces; test_traces.py has LOOM_DATA",
+    "scripts/results.py record pinpad-agent runs/three-seed0 runs/three-seed1": (
+        "needs two agents; test_results.py records others"
+    ),
+    "scripts/results.py write": "writes into this checkout; test_results.py compares",
     "python -m benchmarks": "takes a quarter of an hour; --quick is run",
     "python benchmarks/end2race_appearance.py": "trains thirteen drivers in ten CPU-minutes",
     "python benchmarks/pinpad_env.py --original FILE": "needs the original environment's code",

@@ -155,11 +155,12 @@ def export(
 @app.command()
 def gate(
     results: Annotated[Path, typer.Argument(help="Run directory, or JSON file of `eval`.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Hold scores against the gates; exit code 3 for a gate that is missed or not evaluated."""
     from featdistill.scoring import gate_code
 
-    raise typer.Exit(gate_code(results))
+    raise typer.Exit(gate_code(results, as_json=as_json))
 
 
 @app.command()
