@@ -30,6 +30,7 @@ NOT_RUN = {
             "end2race train-teacher --data-root DRIVES --run-dir runs/teacher",
         )
     },
+    "torchrun --standalone --nproc_per_node=2 -m end2race train-teacher": TORCHRUN,
     "torchrun --nnodes=2 --nproc-per-node=4 --node-rank=RANK --master-addr=10.0.0.1 "
     "--master-port=29500 -m coopcyl train --root OPV2V --run-dir runs/opv2v": (
         "needs two hosts; test_two_hosts.py makes two"
