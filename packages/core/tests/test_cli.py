@@ -211,6 +211,20 @@ def test_config_show_gives_every_value_its_origin(tmp_path):
         assert shown.exit_code == 2
 
 
+def test_config_show_knows_the_groups_of_its_application(tmp_path):
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed" / "high.yaml").write_text("train:\n  max_steps: 50\n")
+    grouped = typer.Typer()
+    cli.add_config_commands(grouped, MODEL, groups=tmp_path)
+    shown = runner.invoke(grouped, ["config", "show", "speed=high"]).stdout
+    assert "train.max_steps=50" in shown
+    values = runner.invoke(grouped, ["schedule", "speed=high", "--json"]).stdout
+    assert json.loads(values)["train.lr"][-1] == [50, 0.0]
+    wrong = runner.invoke(grouped, ["config", "show", "speed=low"])
+    assert isinstance(wrong.exception, UserError)
+    assert wrong.exception.hint == "it has: high"
+
+
 def test_config_show_of_a_run_needs_no_model(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 4\n")
     write_json(tmp_path / "run.json", {"config_origins": {"seed": "demo.yaml:1"}})

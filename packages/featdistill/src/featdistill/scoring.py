@@ -145,7 +145,7 @@ def _other_splits(run: Path, scratch: Path, background: str) -> dict[str, Path]:
     """Render what a run's teacher shows of the training views, to recognise a wrong split."""
     if not (run / "run.json").is_file():
         return {}
-    teacher = teacher_of(resolve(TrainConfig, run / "config.yaml").config.data)
+    teacher = teacher_of(resolve(TrainConfig, run / "config.yaml").config.data, run)
     count = min(len(teacher.training), OTHER_SPLIT_VIEWS)
     write_teacher_views(teacher.gaussians, teacher.training[:count], scratch, background)
     return {"train": scratch}

@@ -35,7 +35,9 @@ def _checks(
 app = application("pinpad", pinpad.__doc__, checks=_checks)
 main = partial(run_app, app)
 
-add_config_commands(app, "pinpad.train_config:TrainConfig")
+add_config_commands(
+    app, "pinpad.train_config:TrainConfig", groups=Path(pinpad.__file__).parent / "groups"
+)
 boundaries = typer.Typer(help="Temporal boundaries and their evaluation.", no_args_is_help=True)
 app.add_typer(boundaries, name="boundaries")
 
