@@ -27,9 +27,10 @@ def parse(command: str) -> None:
         current = below
     options = {option for each in current.params for option in [*each.opts, *each.secondary_opts]}
     known = options | {"--help", "-h", "--debug", "--version"}
+    same = (context and context.token_normalize_func) or str
     for word in words:
         if word.startswith("--"):
-            assert word.split("=")[0] in known, f"{command}: there is no option {word}"
+            assert same(word.split("=")[0]) in known, f"{command}: there is no option {word}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=shown)
