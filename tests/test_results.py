@@ -118,7 +118,7 @@ def run_of(folder: Path, name: str, mean: float) -> Path:
     run = folder.parent / "runs" / name
     (run / "evaluation").mkdir(parents=True)
     facts = {"thread": "t", "seed": 3, "git": {"commit": "0123456789abcdef", "dirty": "x"}}
-    facts["config"] = {"data": "/scratch/somebody/data/lego", "long": list(range(1000))}
+    facts["config"] = {"data": "/srv/somebody/data/lego", "long": list(range(1000))}
     (run / "run.json").write_text(json.dumps(facts))
     rows = [{"kind": "x", "ok": True, "deep": [1, 2.0]}, {"kind": "y", "ok": False, "deep": [3]}]
     content = {"mean": mean, "rows": rows, "frames": [mean] * 1000}
