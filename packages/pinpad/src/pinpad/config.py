@@ -101,7 +101,7 @@ class WorldConfig(Config):
     vta_boundary_scale: Annotated[float, Field(ge=0)] = 1.0
     vta_mask_scale: Annotated[float, Field(ge=0)] = 1.0
     vta_abs_scale: Annotated[float, Field(ge=0)] = Field(
-        0.1, description="price of what a boundary tells; at 1, as in the paper, none pays off"
+        1.0, description="price of what a boundary tells; 1 to act, 0.1 to detect"
     )
 
     gates: tuple[Gate, ...] = (

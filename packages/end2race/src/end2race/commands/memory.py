@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from loom.cli import JsonOption
 from loom.errors import UserError
 
 from end2race.commands.cache import EMBEDDED_CACHE
@@ -52,7 +53,6 @@ SplitOption = Annotated[str, typer.Option(help="train, valid or test.")]
 Neighbours = Annotated[int, typer.Option("--topk", "-k", min=1, help="Neighbours.")]
 Temperature = Annotated[float, typer.Option(min=1e-6, help="Temperature of their weights.")]
 SearchOption = Annotated[Search, typer.Option("--index", help="auto, exact or faiss.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
 
 def register(app: typer.Typer) -> None:
