@@ -8,29 +8,18 @@ from printed import coopcyl, core, end2race, featdistill, maniflow_overlay, pinp
 
 WITHOUT_MACHINE = "changes this machine's installation"
 SUITE = "is the suite that this test is part of"
-TORCHRUN = "has its own test, test_torchrun.py, which runs every thread's at tiny sizes"
 SLURM = "needs SLURM; sweeps run under its stand-ins in test_sweep.py and test_jobs_sbatch.py"
 NOT_RUN = {
     "python3 -m pip install uv": WITHOUT_MACHINE,
     "uv pip install 'end2race[faiss]'": WITHOUT_MACHINE,
     "uv pip install 'end2race[ros]'": WITHOUT_MACHINE,
+    "uv pip install 'loom-core[ray]'": WITHOUT_MACHINE,
     "pytest packages tests": SUITE,
     "pytest packages tests -m slow": SUITE,
     "pytest packages tests -m dist": SUITE,
     "bash .ci/run": SUITE,
     "scripts/pins.py --write": "resolves against a package index; test_pins.py runs --check",
     "uv pip install 'loom-core[ray]'": WITHOUT_MACHINE,
-    **{
-        f"torchrun --standalone --nproc-per-node=2 -m {line}": TORCHRUN
-        for line in (
-            "featdistill train data.scene=SCENE data.teacher=TEACHER --run-dir runs/student",
-            "coopcyl train --root OPV2V --run-dir runs/opv2v",
-            "pinpad train wm_only=true --run-dir runs/world-model",
-            "maniflow_overlay train --store STORE --preset parity --run-dir runs/parity",
-            "end2race train-teacher --data-root DRIVES --run-dir runs/teacher",
-        )
-    },
-    "torchrun --standalone --nproc_per_node=2 -m end2race train-teacher": TORCHRUN,
     "torchrun --nnodes=2 --nproc-per-node=4 --node-rank=RANK --master-addr=10.0.0.1 "
     "--master-port=29500 -m coopcyl train --root OPV2V --run-dir runs/opv2v": (
         "needs two hosts; test_two_hosts.py makes two"
