@@ -94,13 +94,6 @@ END2RACE = Chain(
             "--data-root DRIVES --run-dir runs/teacher",
             plus=f"--archive {_DRIVER}",
         ),
-        step(
-            "torchrun --standalone --nproc-per-node=2 -m end2race train-student "
-            "--data-root DRIVES --teacher-cache-dir CACHE --run-dir runs/student",
-            run="torchrun --standalone --nproc-per-node=2 -m end2race train-student "
-            "--data-root DATA --teacher-cache-dir CACHE --run-dir runs/student",
-            plus=f"--archive {_DRIVER}",
-        ),
         step("end2race cache inspect CACHE", "end2race cache inspect|verify|convert"),
         step("end2race cache verify CACHE"),
         step("end2race cache convert --npz-compat CACHE FOLDER"),

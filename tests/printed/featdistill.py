@@ -67,6 +67,7 @@ FEATDISTILL = Chain(
             plus="--video-frames 3",
         ),
         step("featdistill export RUN FILE.safetensors"),
+        step("featdistill export RUN FILE.onnx"),
         Step(("featdistill view RUN",), plus="--port 0", until="http://"),
         step("featdistill study", plus=f"--seeds 0,1 {_STUDENT} train.max_steps=2"),
     ),
