@@ -98,7 +98,9 @@ def main() -> None:
     torch.set_num_threads(1)
     heldout = list(planted_episodes(64, length=100, seed=10_000))
     last, brief = given.seeds - 1, given.seconds / 8
-    runs = [(seed, (), given.seconds) for seed in range(given.seeds)]
+    runs: list[tuple[int, Settings, float]] = [
+        (seed, (), given.seconds) for seed in range(given.seeds)
+    ]
     runs += [(last, changed, given.seconds) for changed in OTHERS]
     runs += [(last, changed, brief) for changed in COLLAPSED]
     rows = []

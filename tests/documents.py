@@ -49,7 +49,7 @@ def command_lines(text: str) -> list[str]:
     for line in lines:
         for part in re.split(r"&&|(?<!\\)\|", re.split(r" {1,}# ?|^#", line)[0]):
             words = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", " ".join(part.replace("\\|", "|").split()))
-            words = words.removeprefix("uv run ")
+            words = re.sub(r"^uv run (?:--with \S+ )*", "", words)
             first = words.split(" ")[0]
             known = first in applications() or first.startswith(RUNNERS)
             if known and " " in words and words != "uv run":

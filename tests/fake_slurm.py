@@ -95,6 +95,8 @@ def _controller(folder: Path, arguments: list[str]) -> None:
 def _squeue(folder: Path, arguments: list[str]) -> None:
     assert arguments == ["--noheader", "--jobs", ARRAY, "--format", "%i"], arguments
     if (folder / "unreachable").exists():
+        with (folder / "unreachable").open("a") as calls:
+            calls.write(".")
         sys.exit("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
     if not (folder / "controller").exists():
         sys.exit("slurm_load_jobs error: Invalid job id specified")

@@ -27,9 +27,11 @@ def parse(command: str) -> None:
         current = below
     options = {option for each in current.params for option in [*each.opts, *each.secondary_opts]}
     known = options | {"--help", "-h", "--debug", "--version"}
+    normalised = getattr(context, "token_normalize_func", None) or str
     for word in words:
         if word.startswith("--"):
-            assert word.split("=")[0] in known, f"{command}: there is no option {word}"
+            option = normalised(word.split("=")[0])
+            assert option in known, f"{command}: there is no option {word}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=shown)

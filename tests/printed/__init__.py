@@ -8,6 +8,8 @@ from printed import coopcyl, core, end2race, featdistill, maniflow_overlay, pinp
 
 WITHOUT_MACHINE = "changes this machine's installation"
 SUITE = "is the suite that this test is part of"
+TORCHRUN = "has its own test, test_torchrun.py, which runs every thread's at tiny sizes"
+SLURM = "needs SLURM; sweeps run under its stand-ins in test_sweep.py and test_jobs_sbatch.py"
 NOT_RUN = {
     "python3 -m pip install uv": WITHOUT_MACHINE,
     "uv pip install 'end2race[faiss]'": WITHOUT_MACHINE,
@@ -17,6 +19,25 @@ NOT_RUN = {
     "pytest packages tests -m dist": SUITE,
     "bash .ci/run": SUITE,
     "scripts/pins.py --write": "resolves against a package index; test_pins.py runs --check",
+    "uv pip install 'loom-core[ray]'": WITHOUT_MACHINE,
+    **{
+        f"torchrun --standalone --nproc-per-node=2 -m {line}": TORCHRUN
+        for line in (
+            "featdistill train data.scene=SCENE data.teacher=TEACHER --run-dir runs/student",
+            "coopcyl train --root OPV2V --run-dir runs/opv2v",
+            "pinpad train wm_only=true --run-dir runs/world-model",
+            "maniflow_overlay train --store STORE --preset parity --run-dir runs/parity",
+            "end2race train-teacher --data-root DRIVES --run-dir runs/teacher",
+        )
+    },
+    "torchrun --standalone --nproc_per_node=2 -m end2race train-teacher": TORCHRUN,
+    "torchrun --nnodes=2 --nproc-per-node=4 --node-rank=RANK --master-addr=10.0.0.1 "
+    "--master-port=29500 -m coopcyl train --root OPV2V --run-dir runs/opv2v": (
+        "needs two hosts; test_two_hosts.py makes two"
+    ),
+    "pinpad sweep --executor ray:10.0.0.1:6379": "needs a cluster; test_two_hosts.py makes one",
+    "pinpad sweep --executor sbatch:site.sbatch --jobs 8": SLURM,
+    "featdistill study --executor sbatch:site.sbatch": SLURM,
     "maniflow-overlay servers up --gpus 0,1,2,3 --port 8000 --command "
     '"python -W ignore server.py --port {port} --model-path MODEL --conv-mode vicuna_v1"': (
         "needs HAMSTER's weights and GPUs"
@@ -26,6 +47,10 @@ NOT_RUN = {
     "maniflow-overlay servers up --gpus 0 --port 8020 --folder qwen --command "
     '"vllm serve MODEL --port {port}"': "needs a language model and a GPU",
     "pinpad doctor --traces DIR": "needs recorded traces; test_traces.py has LOOM_DATA",
+    "scripts/results.py record pinpad-agent runs/three-seed0 runs/three-seed1": (
+        "needs two agents; test_results.py records others"
+    ),
+    "scripts/results.py write": "writes into this checkout; test_results.py compares",
     "python -m benchmarks": "takes a quarter of an hour; --quick is run",
     "python benchmarks/end2race_appearance.py": "trains thirteen drivers in ten CPU-minutes",
     "python benchmarks/pinpad_env.py --original FILE": "needs the original environment's code",

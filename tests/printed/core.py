@@ -28,7 +28,6 @@ def two_runs(folder: Path) -> None:
 CORE = Chain(
     "core",
     (
-        step("loom doctor"),
         step("loom ext info"),
         step("loom runs", "loom runs [FOLDER]"),
         step(run="loom runs runs"),
@@ -41,4 +40,4 @@ CORE = Chain(
     begin=two_runs,
     quick=True,
 )
-BUILD = Chain("kernels", (step("loom ext build"),))
+BUILD = Chain("kernels and doctor", (step("loom ext build"), step("loom doctor")))

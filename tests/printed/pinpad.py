@@ -19,7 +19,6 @@ PINPAD_QUICK = Chain(
     (
         step("pinpad config show"),
         step("pinpad schedule"),
-        step("pinpad doctor"),
         step(
             "pinpad planted FOLDER", "pinpad planted", plus="--episodes 2", run="pinpad planted P"
         ),
@@ -44,6 +43,7 @@ PINPAD = Chain(
     (
         step("pinpad collect FOLDER", plus="--episodes 4 --length 200 --size 16"),
         step(run="pinpad collect EPISODES --episodes 2 --length 200 --size 16"),
+        step("pinpad doctor"),
         step("pinpad demo"),
         step("pinpad train", plus=f"{_WORLD} {_AGENT} --run-dir AGENT"),
         step("pinpad eval RUN", run="pinpad eval AGENT --episodes 2 --steps 50"),

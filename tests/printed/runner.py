@@ -131,6 +131,7 @@ def _in_child(
 ) -> None:
     """Become the command."""
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     with Path(output).open("wb") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)

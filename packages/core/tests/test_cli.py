@@ -243,6 +243,28 @@ def test_schedule_draws_what_changes_and_its_values_are_those_of_the_config():
     assert "1 at 0 -> 0 at 50" in drawn
 
 
+def test_a_schedule_of_nothing_says_so_and_is_no_error():
+    arguments = ["schedule", "--model", "loom.config:Config"]
+    done = runner.invoke(app, arguments)
+    assert (done.exit_code, done.stdout) == (0, "nothing in this config changes over training\n")
+    assert runner.invoke(app, [*arguments, "--json"]).stdout == "{}\n"
+
+
+def test_a_table_for_machines_is_a_list_of_rows_by_heading(capsys):
+    from loom.drawing import print_table
+
+    print_table(("run", "loss"), [("a", 0.25), ("b", None)], as_json=True)
+    rows = [{"run": "a", "loss": 0.25}, {"run": "b", "loss": None}]
+    assert json.loads(capsys.readouterr().out) == rows
+
+
+def test_ext_info_is_said_to_machines_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("LOOM_CACHE", str(tmp_path))
+    found = json.loads(runner.invoke(app, ["ext", "info", "--json"]).stdout)
+    assert {"compiler", "cuda", "level", "artefacts"} <= found.keys()
+    assert found["cache"].startswith(str(tmp_path))
+
+
 def test_ext_info_names_the_tool_chain(monkeypatch, tmp_path):
     monkeypatch.setenv("LOOM_CACHE", str(tmp_path))
     result = runner.invoke(app, ["ext", "info"])

@@ -67,6 +67,8 @@ def test_jobs_of_a_machine_that_goes_away_run_again_and_end_exactly_once(tmp_pat
     assert [kinds[name, "done"] for name in "abcdef"] == [1] * 6
     assert [kinds[name, "lost"] for name in "abcdef"] == [0, 1, 2, 0, 0, 0]
     assert [kinds[name, "started"] for name in "abcdef"] == [1, 2, 3, 1, 1, 1]
+    started = [event["job"] for event in events(tmp_path) if event["kind"] == "started"]
+    assert started[1:7] == ["a", "b", "c", "b", "c", "c"]  # again before what comes later
     status = json.loads((tmp_path / "status.json").read_text(encoding="utf-8"))
     assert status["state"] == "finished"
     assert status["jobs"]["c"]["attempts"] == 3

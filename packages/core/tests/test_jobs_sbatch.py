@@ -114,7 +114,11 @@ def test_a_warned_task_ends_its_job_in_peace_and_is_queued_again(tmp_path, slurm
         trap 'echo step 7 > checkpoint; exit 1' TERM
         sleep 60 & wait
     """
-    jobs = [shell("train", script, outputs=["checkpoint"]), shell("b", "true", after=["train"])]
+    jobs = [
+        shell("prepare", "true"),
+        shell("train", script, outputs=["checkpoint"], after=["prepare"]),
+        shell("b", "true", after=["train"]),
+    ]
     for event in executor().run(Sweep("test", jobs), root):
         if (event.job, event.kind) == ("train", "started") and not (root / "warned").exists():
             wait_until((root / "jobs" / "train" / "tries").exists)
@@ -123,6 +127,7 @@ def test_a_warned_task_ends_its_job_in_peace_and_is_queued_again(tmp_path, slurm
     assert status(root)["state"] == "finished"
     counted = kinds(root)
     assert (counted["train", "interrupted"], counted["train", "done"]) == (1, 1)
+    assert (counted["prepare", "started"], counted["prepare", "done"]) == (1, 1)
     assert (counted["b", "started"], counted["b", "done"]) == (1, 1)
     assert status(root)["jobs"]["train"]["attempts"] == 2
 
@@ -184,7 +189,7 @@ def test_a_signal_to_the_follower_ends_the_array_for_good(tmp_path, slurm):
     process = follower(tmp_path / "root", pause="60")
     wait_until(lambda: tries(tmp_path / "root") == [1, 1])
     (slurm / "unreachable").touch()  # a controller that does not answer ends nothing
-    time.sleep(0.5)
+    wait_until(lambda: len((slurm / "unreachable").read_text()) >= 2)
     assert process.poll() is None
     (slurm / "unreachable").unlink()
     process.send_signal(signal.SIGTERM)

@@ -1,5 +1,6 @@
 import fcntl
 import io
+import itertools
 import json
 import os
 import pty
@@ -85,6 +86,18 @@ def test_a_pipe_gets_the_first_step_one_line_per_interval_and_the_last(clock):
     assert len(set(shown)) == len(shown)
     assert "\r" not in stream.getvalue()
     assert stream.getvalue().count("\n") == len(shown)
+
+
+@pytest.mark.parametrize("step_s", [0.01, 0.7, 1.9])
+def test_steps_below_two_seconds_leave_no_gap_above_ten(clock, step_s):
+    times = []
+    report = Progress("x", 10_000, stream=io.StringIO(), log=lambda line: times.append(clock.now))
+    for n in range(1, 10_000):
+        clock.now += step_s
+        report.update(n)
+    gaps = [later - before for before, later in itertools.pairwise(times)]
+    assert len(gaps) > 5
+    assert max(gaps) <= 10
 
 
 def columns(text: str) -> int:

@@ -268,7 +268,7 @@ def add_config_commands(
         steps: Annotated[
             int | None, typer.Option(min=1, help="Last step (default: the config's max_steps).")
         ] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+        as_json: JsonOption = False,
     ) -> None:
         """Draw every value that changes over training."""
         import json

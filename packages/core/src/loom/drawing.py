@@ -1,5 +1,6 @@
 """Tables and schedules as text, for commands that show them."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,8 +14,20 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 60
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table; numbers stand to the right, None is a dash, nothing is cut."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool = False
+) -> None:
+    """Print a table; numbers stand to the right, None is a dash, nothing is cut.
+
+    Args:
+        columns: Headings.
+        rows: Cells of each row.
+        as_json: Print a list of rows by heading instead, for machines.
+    """
+    if as_json:
+        listed = [dict(zip(columns, row, strict=True)) for row in rows]
+        typer.echo(json.dumps(listed, indent=2, ensure_ascii=False))
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

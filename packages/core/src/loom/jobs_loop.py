@@ -152,7 +152,8 @@ class _Loop:
         if self._losses[job.name] >= MAX_LOSSES:
             times = f"lost {MAX_LOSSES} times with the machine it ran on"
             return ending._replace(state="failed", detail=f"{times}, at last: {ending.detail}")
-        self._waiting.insert(0, job)
+        self._waiting.append(job)
+        self._waiting.sort(key=self._state.sweep.jobs.index)
         return ending
 
 

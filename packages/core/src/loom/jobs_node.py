@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from loom.jobs_process import POLL_S, Ending, start
 from loom.jobs_spec import Job
 
-LOCK_PATIENCE_S = 120.0
+LOCK_PATIENCE_S = 600.0  # Ray's own patience with a head that is cut off is a minute
 _STDIN = 0
 
 

@@ -3,10 +3,10 @@
     for event in Ray(address="10.0.0.1:6379").run(sweep, root):
         print(event)
 
-Ray chooses the machine and tells when one is gone; the job itself is a process of its own there,
-watched by `loom.jobs_node`. All machines see the sweep's folder and the jobs' directories under the
-same paths, and have this package installed: nothing is shipped to them. A slot is one processor of
-the cluster.
+Ray carries a job to its machine and tells which machines live; the job is a process of its own
+there, watched by `loom.jobs_node`. All machines see the sweep's folder and the jobs' directories
+under the same paths, and have this package installed: nothing is shipped to them. A slot is one
+processor of the cluster.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from loom.errors import UserError
 from loom.jobs_loop import run_jobs
 from loom.jobs_node import order_line
 from loom.jobs_process import POLL_S, Ending, without_inputs
+from loom.jobs_ray_cluster import Machines, connect, first_line, import_ray
 from loom.jobs_spec import Event, Job, Sweep
 
-OBJECT_STORE_BYTES = 80 << 20  # nothing travels through it; Ray asks for 75 MB at least
-SLOTS_AGE_S = 1.0
 FORWARDED = ("LOOM_", "OMP_NUM_THREADS", "MUJOCO_GL")
 """Beginnings of the variables that a job gets from the process that runs the sweep."""
 
@@ -58,7 +57,8 @@ class Ray:
             grace_s: How long a job that is told to end has before it is killed.
         """
         self._limit, self._address, self._gpus, self._grace_s = slots, address, gpus, grace_s
-        self._counted, self._counted_at = 0, -SLOTS_AGE_S
+        self._machines = Machines(gpus)
+        self._attempts: list[_RayAttempt] = []
 
     def run(
         self, sweep: Sweep, root: Path, resume: bool = False, *, retry_failed: bool = False
@@ -72,13 +72,13 @@ class Ray:
     @contextmanager
     def open(self, sweep: Sweep) -> Generator[None]:
         """Join the cluster, and leave it afterwards."""
-        ray = _import_ray()
+        ray = import_ray()
         before = _sigterm_handler()
         try:
-            self._connect(ray)
+            connect(self._address, self._limit)
             if before is not None:  # Ray puts its own in its place
                 signal.signal(signal.SIGTERM, before)
-            self._require_room(ray, sweep)
+            self._require_room(sweep)
             self._remote = ray.remote(run_on_node)
             yield
         finally:
@@ -88,11 +88,8 @@ class Ray:
 
     def slots(self) -> int:
         """Return how many one-slot jobs the cluster holds now; it may have lost a machine."""
-        if time.monotonic() - self._counted_at >= SLOTS_AGE_S:
-            total = _import_ray().cluster_resources()
-            self._counted = int(total.get("GPU" if self._gpus else "CPU", 0))
-            self._counted_at = time.monotonic()
-        return self._counted if self._limit is None else min(self._counted, self._limit)
+        total = sum(machine.slots for machine in self._machines.alive().values())
+        return total if self._limit is None else min(total, self._limit)
 
     def start(
         self, job: Job, slots: Sequence[int], directory: Path, log: Path
@@ -100,57 +97,48 @@ class Ray:
         """Hand a job to the cluster."""
         if ending := without_inputs(job, directory):
             return ending
+        machine = self._freest(job.slots)
+        if machine is None:
+            return Ending("failed", f"no machine has room for its {job.slots} slots any more")
         env = {
             name: value
             for name, value in os.environ.items()
             if name.startswith(FORWARDED) and name not in job.env
         }
         order = order_line(job, directory, log, env, self._grace_s)
+        affinity = import_ray().util.scheduling_strategies.NodeAffinitySchedulingStrategy
         task = self._remote.options(
             name=job.name,
             num_cpus=job.slots,
             num_gpus=job.slots if self._gpus else 0,
             max_retries=0,
-            scheduling_strategy="SPREAD",
+            scheduling_strategy=affinity(machine, soft=False),
         )
-        return _RayAttempt(task.remote(order), self._grace_s)
+        attempt = _RayAttempt(task.remote(order), job.slots, machine, self._machines, self._grace_s)
+        self._attempts = [one for one in self._attempts if not one.over] + [attempt]
+        return attempt
 
-    def _connect(self, ray: ModuleType) -> None:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        own = options | {
-            "num_cpus": self._limit or _processors(),
-            "include_dashboard": False,
-            "object_store_memory": OBJECT_STORE_BYTES,
-        }
-        if self._address != "local":
-            try:
-                ray.init(self._address or os.environ.get("RAY_ADDRESS", "auto"), **options)
-                return
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                if self._address is not None or "RAY_ADDRESS" in os.environ:
-                    raise UserError(
-                        f"no Ray cluster could be joined: {_first_line(error)}",
-                        hint="start one with `ray start --head`, with one RAY_AUTH_TOKEN for all",
-                    ) from error
-        try:
-            ray.init("local", **own)
-        except Exception as error:  # Ray raises it as such
-            raise UserError(
-                f"Ray could not be started here: {_first_line(error)}",
-                hint="a busy machine may take more than Ray's 30 s; its logs are in /tmp/ray",
-            ) from error
+    def _freest(self, slots: int) -> str | None:
+        """Return the machine with most free slots of those that could ever hold so many.
 
-    def _require_room(self, ray: ModuleType, sweep: Sweep) -> None:
+        It is chosen here and not by Ray, because Ray notices that a task's machine is gone only
+        when its connection breaks, and a machine without power breaks none for minutes.
+        """
+        alive = self._machines.alive()
+        free = {name: machine.slots for name, machine in alive.items() if machine.slots >= slots}
+        for attempt in self._attempts:
+            if not attempt.over and attempt.machine in free:
+                free[attempt.machine] -= attempt.slots
+        return max(free, key=lambda name: free[name], default=None)
+
+    def _require_room(self, sweep: Sweep) -> None:
         """Refuse a job that no machine has room for, since it would wait for ever."""
-        kind = "GPU" if self._gpus else "CPU"
-        most = max(
-            (node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]), default=0
-        )
+        most = max((machine.slots for machine in self._machines.alive().values()), default=0)
         most = most if self._limit is None else min(most, self._limit)
         for job in sweep.jobs:
             if job.slots > most:
                 raise UserError(
-                    f"job {job.name} needs {job.slots} slots, no machine has more than {most:g}",
+                    f"job {job.name} needs {job.slots} slots, no machine has more than {most}",
                     hint="see `ray status` for the cluster's machines",
                 )
 
@@ -158,25 +146,35 @@ class Ray:
 class _RayAttempt:
     """A job that the cluster holds."""
 
-    def __init__(self, task: Any, grace_s: float) -> None:
-        self._task, self._grace_s = task, grace_s
+    def __init__(
+        self, task: Any, slots: int, machine: str, machines: Machines, grace_s: float
+    ) -> None:
+        self.slots, self.machine, self.over = slots, machine, False
+        self._task, self._machines, self._grace_s = task, machines, grace_s
+        self._address = machines.alive()[machine].address
         self._asked = 0
 
     @property
     def where(self) -> dict[str, Any]:
-        return {"host": None, "ray_task": self._task.task_id().hex()}
+        return {"host": None, "node": self._address, "ray_task": self._task.task_id().hex()}
 
     def poll(self, stops: int) -> Ending | None:
-        ray = _import_ray()
+        ray = import_ray()
         if stops > self._asked:
             self._asked = stops
             ray.cancel(self._task, force=stops > 1)
         ready, _ = ray.wait([self._task], timeout=0)
-        return self._ending(ray) if ready else None
+        if ready:
+            self.over = True
+            return self._ending(ray)
+        if self.machine not in self._machines.alive():
+            self.over = True
+            return self._gone(f"its machine {self._address} went away")
+        return None
 
     def kill(self) -> Ending:
-        ray = _import_ray()
-        self._asked = 2
+        ray = import_ray()
+        self._asked, self.over = 2, True
         ray.cancel(self._task, force=True)
         ray.wait([self._task], timeout=self._grace_s)
         return Ending("interrupted", "")
@@ -185,20 +183,22 @@ class _RayAttempt:
         try:
             return Ending(**ray.get(self._task))
         except ray.exceptions.OutOfMemoryError as error:
-            return Ending("failed", f"its machine ran out of memory: {_first_line(error)}")
+            return Ending("failed", f"its machine ran out of memory: {first_line(error)}")
         except (
             ray.exceptions.NodeDiedError,
             ray.exceptions.LocalRayletDiedError,
             ray.exceptions.OwnerDiedError,
+            ray.exceptions.TaskUnschedulableError,
             ray.exceptions.WorkerCrashedError,
         ) as error:
-            if self._asked:
-                return Ending("interrupted", "")
-            return Ending("lost", _first_line(error))
+            return self._gone(first_line(error))
         except ray.exceptions.RayError as error:
             if self._asked:
                 return Ending("interrupted", "")
-            return Ending("failed", f"Ray could not run it: {_first_line(error)}")
+            return Ending("failed", f"Ray could not run it: {first_line(error)}")
+
+    def _gone(self, why: str) -> Ending:
+        return Ending("interrupted", "") if self._asked else Ending("lost", why)
 
 
 def run_on_node(order: str) -> dict[str, Any]:
@@ -210,50 +210,32 @@ def run_on_node(order: str) -> dict[str, Any]:
     Args:
         order: What `loom.jobs_node.order_line` makes.
     """
-    import ray
-
+    # A cluster that was started in the background ignores SIGINT, and then so does `cancel`.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     supervisor = subprocess.Popen(
         [sys.executable, "-m", "loom.jobs_node"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    if supervisor.stdin is None or supervisor.stdout is None:
-        raise AssertionError("both are pipes")
-    message: bytes | None = order.encode()
+    assert supervisor.stdin is not None
+    assert supervisor.stdout is not None
+    unsent = order.encode()
     while supervisor.poll() is None:
         try:
-            if message is not None:
-                supervisor.stdin.write(message)
+            if unsent:
+                supervisor.stdin.write(unsent)
                 supervisor.stdin.flush()
-                message = None
+                unsent = b""
             time.sleep(POLL_S)
         except KeyboardInterrupt:
-            message = b"stop\n"
+            unsent += b"stop\n"
     with supervisor:
         answer = supervisor.stdout.read()
     if not answer:
         return Ending("failed", f"its watcher ended with status {supervisor.returncode}")._asdict()
     ending = json.loads(answer)
-    node = {"host": os.uname().nodename, "node": ray.util.get_node_ip_address()}
-    return {**ending, "facts": {**ending["facts"], **node}}
-
-
-def _import_ray() -> ModuleType:
-    # Nothing is reported to anybody, and workers are not started through `uv run`, which would
-    # pack this folder and send it to them.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise UserError(
-            "the executor `ray` needs the library Ray, which is not installed",
-            hint="uv pip install 'loom-core[ray]' on every machine, or use `sbatch` or `local`",
-        ) from error
-    return ray
+    return {**ending, "facts": {**ending["facts"], "host": os.uname().nodename}}
 
 
 def _sigterm_handler() -> Any:
@@ -261,14 +243,3 @@ def _sigterm_handler() -> Any:
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.getsignal(signal.SIGTERM)
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -29,6 +29,7 @@ from loom.files import read_json, write_json
 STATUS_FILE = "status.json"
 HEARTBEAT_SECONDS = 2.0
 TERMINAL_SECONDS = 0.1
+LINE_SECONDS = 8.0  # a line waits for the end of a step: one of two seconds still fits into ten
 
 _BAR = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 
@@ -58,7 +59,7 @@ class Progress:
         total: int,
         start: int = 0,
         stream: TextIO | None = None,
-        interval: float = 10.0,
+        interval: float = LINE_SECONDS,
         *,
         log: Callable[[str], None] | None = None,
         enabled: bool = True,

@@ -130,11 +130,12 @@ def evaluate(
     episodes: Annotated[int | None, typer.Option(min=2, help="Rooms, one episode each.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of an episode.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of spawns and of what is drawn.")] = 0,
+    as_json: JsonOption = False,
 ) -> None:
     """Let an agent play in rooms of its own, beside uniform play and the oracle."""
     from pinpad.training_run import evaluate_run
 
-    evaluate_run(run, task=task, rooms=episodes, steps=steps, seed=seed)
+    evaluate_run(run, task=task, rooms=episodes, steps=steps, seed=seed, as_json=as_json)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from loom.files import explained
+from loom.files import write_atomic
 from loom.png import decode_png
 
 from coopcyl.data.errors import DataError
@@ -50,8 +50,7 @@ def read_png(path: Path, mode: str, what: str = "image") -> np.ndarray:
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write uint8 `(h, w)` or `(h, w, 3)` RGB as a PNG; the folder must exist."""
-    with explained(path):
-        path.write_bytes(png_bytes(pixels))
+    write_atomic(path, png_bytes(pixels), sync=False)
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:

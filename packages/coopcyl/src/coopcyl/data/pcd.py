@@ -7,7 +7,7 @@ intensity. Only the coordinates are read; points that are not finite are dropped
 from pathlib import Path
 
 import numpy as np
-from loom.files import explained
+from loom.files import write_atomic
 from loom.pcd import coordinates, parse_pcd
 
 from coopcyl.data.errors import DataError
@@ -36,5 +36,4 @@ def write_pcd(path: Path, points: np.ndarray) -> None:
     )
     table = np.zeros((n, 4), "<f4")
     table[:, :3] = points
-    with explained(path):
-        path.write_bytes(header.encode() + table.tobytes())
+    write_atomic(path, header.encode() + table.tobytes(), sync=False)

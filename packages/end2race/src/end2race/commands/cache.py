@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from loom.cli import JsonOption
 from loom.errors import UserError
 
 EMBEDDED_CACHE = Path("data/end2race/teacher-cache")
 
 cache_app = typer.Typer(help="Teacher caches: look, check, convert.", no_args_is_help=True)
 CacheArgument = Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of a teacher cache.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
 
 class Dtype(StrEnum):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from loom.cli import JsonOption
 from loom.errors import UserError
 
 from end2race.commands.cache import EMBEDDED_CACHE
@@ -52,7 +53,6 @@ SplitOption = Annotated[str, typer.Option(help="train, valid or test.")]
 Neighbours = Annotated[int, typer.Option("--topk", "-k", min=1, help="Neighbours.")]
 Temperature = Annotated[float, typer.Option(min=1e-6, help="Temperature of their weights.")]
 SearchOption = Annotated[Search, typer.Option("--index", help="auto, exact or faiss.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -117,7 +117,7 @@ def query(
     from loom.drawing import print_table
 
     from end2race.memory.bank import MemoryBank
-    from end2race.memory.recollection import Recollection
+    from end2race.memory.recollection import Recollection, excluded_frames
 
     bank = MemoryBank.open(memory_dir, cache_dir, index.value)
     reader = _reader(data_root, camera_root, split, bank.cache.info.seq_len, Keys(bank.kind))
@@ -129,7 +129,8 @@ def query(
         )
     wanted = window or [names[i] for i in np.linspace(0, len(names) - 1, 5).round().astype(int)]
     batch = reader.read([names.index(key) for key in wanted])
-    recall = Recollection(bank, ("actions",), topk, tau)(batch)
+    left_out = excluded_frames(bank, reader.dataset, split)
+    recall = Recollection(bank, ("actions",), topk, tau, left_out)(batch)
     rows = [
         {
             "window": key,
