@@ -333,6 +333,21 @@ def test_a_matrix_that_was_stopped_goes_on_with_the_cells_that_are_missing(tmp_p
     assert whole.read_bytes() == cut.read_bytes()
 
 
+def test_a_matrix_that_grows_keeps_its_cells_and_plays_the_new_ones_on_the_same_episodes(tmp_path):
+    with open_matrix(tmp_path / "m", baselines=["expert"]) as run:
+        play_matrix(run.config, run)
+    before = read_cells(tmp_path / "m" / FOLDER / CELLS)
+    grown = {"baselines": ["random"], "tasks": ["pick_place", "pick_place_marked"]}
+    with open_matrix(tmp_path / "m", resume=True, **grown) as run:
+        play_matrix(run.config, run)
+    after = read_cells(tmp_path / "m" / FOLDER / CELLS)
+    assert [cell.key for cell in after[: len(before)]] == [cell.key for cell in before]
+    assert [cell.arm for cell in after] == ["expert"] * 2 + ["random"] * 4
+    assert len({tuple(outcome.seed for outcome in cell.outcomes) for cell in after}) == 1
+    with pytest.raises(UserError, match="episodes"):
+        open_matrix(tmp_path / "m", resume=True, episodes=5)
+
+
 def test_the_page_shows_every_rate_and_a_film_of_each_cell(tmp_path):
     with open_matrix(tmp_path / "m", tasks=["pick_place", "pick_place_marked"]) as run:
         play_matrix(run.config, run)
