@@ -4,9 +4,10 @@ Claims: `fit` (records, progress, finite guard, signals) costs at most 1 % of a 
 checkpoint at most 1.3 times a `torch.save` with fsync. Both sides of each pair take turns; figures
 are medians, steps in CPU seconds of one thread, saves in wall time.
 
-    uv run python benchmarks/core_loop.py
+    uv run python benchmarks/core_loop.py [--turns N]
 """
 
+import argparse
 import os
 import shutil
 import tempfile
@@ -113,16 +114,19 @@ def timed(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure and print one line for each claim."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--turns", type=int, default=TURNS, help="measurements of each pair")
+    turns = parser.parse_args().turns
     torch.set_num_threads(1)
     bare_steps(WIDTH, ROWS, 3)
     fit_steps(WIDTH, ROWS, 3)
     bare, ours, ratio = in_turns(
-        lambda: bare_steps(WIDTH, ROWS, 60), lambda: fit_steps(WIDTH, ROWS, 60), TURNS
+        lambda: bare_steps(WIDTH, ROWS, 60), lambda: fit_steps(WIDTH, ROWS, 60), turns
     )
     print(f"step    torch {bare * 1e3:.2f} ms  fit {ours * 1e3:.2f} ms  ratio {ratio:.4f}")
     # The difference of two steps of 50 ms drowns in noise; that of two short ones does not.
     short, short_ours, _ = in_turns(
-        lambda: bare_steps(32, 1, 500), lambda: fit_steps(32, 1, 500), TURNS
+        lambda: bare_steps(32, 1, 500), lambda: fit_steps(32, 1, 500), turns
     )
     added, norms = short_ours - short, norm_seconds()
     print(
@@ -138,7 +142,7 @@ def main() -> None:
         plain, saved, ratio = in_turns(
             lambda: timed(lambda: plain_save(state, directory)),
             lambda: timed(lambda: checkpoints.save(next(step), state)),
-            15,
+            3 * turns,
         )
         print(
             f"save    torch.save + fsync {plain * 1e3:.0f} ms  checkpoint {saved * 1e3:.0f} ms  "

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from fault_readers import all_readers
 from faults import Reader, damaged, judge
+from hostile import BOMBS, memory_limit
 
 
 def counted(reader: Reader, each: int, seed: int) -> tuple[Counter[str], list[str]]:
@@ -32,6 +33,23 @@ def counted(reader: Reader, each: int, seed: int) -> tuple[Counter[str], list[st
     return found, failures
 
 
+def bombed(readers: list[Reader]) -> tuple[Counter[str], list[str]]:
+    """Return how often small files that claim to be huge were read and refused, and failures."""
+    known = {reader.name: reader for reader in readers}
+    found: Counter[str] = Counter()
+    failures = []
+    for bomb in BOMBS:
+        with tempfile.TemporaryDirectory() as folder:
+            path = known[bomb.reader].write(Path(folder))
+            bomb.make(path)
+            with memory_limit():
+                outcome = judge(known[bomb.reader], path)
+        found[outcome if outcome in ("read", "refused") else "failed"] += 1
+        if outcome not in ("read", "refused"):
+            failures.append(f"{bomb.reader}, {bomb.name}: {outcome}")
+    return found, failures
+
+
 def main() -> None:
     """Print the table in Markdown, then the failures."""
     parser = argparse.ArgumentParser(description="Damage files and count what readers do.")
@@ -41,11 +59,16 @@ def main() -> None:
     total: Counter[str] = Counter()
     failures = []
     print("| reader | inputs | read | refused | failed |\n|---|---|---|---|---|")
-    for reader in all_readers():
+    readers = all_readers()
+    for reader in readers:
         found, wrong = counted(reader, given.each, given.seed)
         total += found
         failures += wrong
         print(_row(reader.name, found), flush=True)
+    found, wrong = bombed(readers)
+    total += found
+    failures += wrong
+    print(_row("bombs, all readers", found))
     print(_row("all", total))
     print("\n".join(failures), file=sys.stderr)
     sys.exit(1 if failures else 0)

@@ -2,63 +2,20 @@
 
 import re
 import shlex
-import tomllib
-from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
-from pathlib import Path
 
 import pytest
-from typer.main import get_command
+from documents import DOCUMENTS, ROOT, applications, shown, written
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("packages/*/README.md"), *ROOT.glob("docs/*.md")]
-)
-DOCUMENTS += [ROOT / "benchmarks" / "README.md"]
-OURS = {
-    tomllib.loads(path.read_text(encoding="utf-8"))["project"]["name"]
-    for path in ROOT.glob("packages/*/pyproject.toml")
-}
-
-_BLOCK = re.compile(r"^```(?:bash|sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_CODE = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
-
-
-@cache
-def applications() -> dict[str, object]:
-    """Return the command of every installed package of ours by the name that a user types."""
-    return {
-        point.name: get_command(import_module(point.module).app)
-        for point in entry_points(group="console_scripts")
-        if point.dist is not None and point.dist.name in OURS
-    }
-
-
-def written(text: str) -> list[str]:
-    """Return every command of ours in a document: whole lines of blocks, and code in sentences."""
-    lines = [
-        line for block in _BLOCK.findall(text) for line in block.replace("\\\n", " ").split("\n")
-    ]
-    lines += _CODE.findall(_BLOCK.sub("", text))
-    found = []
-    for line in lines:
-        for part in re.split(r"&&|\\?\|", line.split(" #")[0]):
-            words = part.strip().removeprefix("uv run ").strip()
-            words = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", words)  # VARIABLE=value command
-            if words.split(" ")[0] in applications() and " " in words:
-                found.append(words)
-    return found
 
 
 def parse(command: str) -> None:
     """Parse a command as its application would, and run nothing.
 
-    A word such as `[FOLDER]`, `...` or `KEY=VALUE` stands for what a user gives.
+    A word such as `[FOLDER]`, `...` or `KEY=VALUE` stands for what a user gives, `a|b` for either.
     """
     name, *words = shlex.split(command)
-    words = [word.strip("[]").replace("...", "") or "x" for word in words]
+    words = [word.strip("[]").replace("...", "").split("|")[0] or "x" for word in words]
     current, context = applications()[name], None
     while hasattr(current, "get_command"):
         context = current.make_context(name, ["--help"], parent=context, resilient_parsing=True)
@@ -70,13 +27,11 @@ def parse(command: str) -> None:
         current = below
     options = {option for each in current.params for option in [*each.opts, *each.secondary_opts]}
     known = options | {"--help", "-h", "--debug", "--version"}
+    normalised = getattr(context, "token_normalize_func", None) or str
     for word in words:
         if word.startswith("--"):
-            assert word.split("=")[0] in known, f"{command}: there is no option {word}"
-
-
-def shown(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+            option = normalised(word.split("=")[0])
+            assert option in known, f"{command}: there is no option {word}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=shown)

@@ -211,6 +211,20 @@ def test_config_show_gives_every_value_its_origin(tmp_path):
         assert shown.exit_code == 2
 
 
+def test_config_show_knows_the_groups_of_its_application(tmp_path):
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed" / "high.yaml").write_text("train:\n  max_steps: 50\n")
+    grouped = typer.Typer()
+    cli.add_config_commands(grouped, MODEL, groups=tmp_path)
+    shown = runner.invoke(grouped, ["config", "show", "speed=high"]).stdout
+    assert "train.max_steps=50" in shown
+    values = runner.invoke(grouped, ["schedule", "speed=high", "--json"]).stdout
+    assert json.loads(values)["train.lr"][-1] == [50, 0.0]
+    wrong = runner.invoke(grouped, ["config", "show", "speed=low"])
+    assert isinstance(wrong.exception, UserError)
+    assert wrong.exception.hint == "it has: high"
+
+
 def test_config_show_of_a_run_needs_no_model(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 4\n")
     write_json(tmp_path / "run.json", {"config_origins": {"seed": "demo.yaml:1"}})
@@ -227,6 +241,28 @@ def test_schedule_draws_what_changes_and_its_values_are_those_of_the_config():
     drawn = runner.invoke(app, arguments).stdout
     assert drawn.startswith("train.lr  ███")
     assert "1 at 0 -> 0 at 50" in drawn
+
+
+def test_a_schedule_of_nothing_says_so_and_is_no_error():
+    arguments = ["schedule", "--model", "loom.config:Config"]
+    done = runner.invoke(app, arguments)
+    assert (done.exit_code, done.stdout) == (0, "nothing in this config changes over training\n")
+    assert runner.invoke(app, [*arguments, "--json"]).stdout == "{}\n"
+
+
+def test_a_table_for_machines_is_a_list_of_rows_by_heading(capsys):
+    from loom.drawing import print_table
+
+    print_table(("run", "loss"), [("a", 0.25), ("b", None)], as_json=True)
+    rows = [{"run": "a", "loss": 0.25}, {"run": "b", "loss": None}]
+    assert json.loads(capsys.readouterr().out) == rows
+
+
+def test_ext_info_is_said_to_machines_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("LOOM_CACHE", str(tmp_path))
+    found = json.loads(runner.invoke(app, ["ext", "info", "--json"]).stdout)
+    assert {"compiler", "cuda", "level", "artefacts"} <= found.keys()
+    assert found["cache"].startswith(str(tmp_path))
 
 
 def test_ext_info_names_the_tool_chain(monkeypatch, tmp_path):

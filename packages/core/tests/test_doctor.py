@@ -26,6 +26,39 @@ def test_a_check_that_raises_is_a_failure_and_the_others_still_run():
     assert outcomes[1].finding == Finding("fail", "LOOM_ISA=x", "unset it")
 
 
+def test_every_thread_brings_its_checks_and_a_broken_one_hides_no_other(monkeypatch):
+    class Point:
+        def __init__(self, name: str, load) -> None:
+            self.name, self.value, self.load = name, f"{name}.doctor:checks", load
+
+        def __lt__(self, other: "Point") -> bool:
+            return self.name < other.name
+
+    def broken():
+        raise ImportError("no module named x")
+
+    sound = [Check("scene", lambda: Finding("ok", "drawn"))]
+    points = [Point("two", lambda: lambda: sound), Point("one", broken)]
+    asked = []
+    monkeypatch.setattr(
+        doctor.importlib.metadata, "entry_points", lambda group: asked.append(group) or points
+    )
+    outcomes = doctor.run_checks(doctor.thread_checks())
+    assert asked == ["loom.doctor"]
+    assert [(each.name, each.finding.level) for each in outcomes] == [
+        ("one: import", "fail"),
+        ("two: scene", "ok"),
+    ]
+    assert "no module named x" in outcomes[0].finding.detail
+
+
+def test_the_threads_are_found_by_their_entry_points():
+    import importlib.metadata
+
+    found = {point.name for point in importlib.metadata.entry_points(group="loom.doctor")}
+    assert found == {"featdistill", "pinpad", "end2race", "maniflow-overlay"}
+
+
 @pytest.mark.parametrize(("level", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
 def test_only_a_failure_changes_the_exit_code(level, code, capsys):
     outcomes = doctor.run_checks([Check("disk", lambda: Finding(level, "3 GB", "free some"))])

@@ -382,7 +382,7 @@ def test_an_interrupt_is_raised_once_the_jobs_have_ended(tmp_path):
 
 
 def test_the_status_file_beats_while_nothing_happens(tmp_path, monkeypatch):
-    monkeypatch.setattr("loom.jobs.HEARTBEAT_S", 0.1)
+    monkeypatch.setattr("loom.jobs_state.HEARTBEAT_S", 0.1)
     beats = set()
     stream = local(1).run(Sweep("test", [shell("a", "sleep 2")]), tmp_path)
     done = threading.Event()

@@ -2,8 +2,9 @@
 
 A script, because a process that forks must not have computed anything yet.
 `killed_training.py kill FOLDER ROOT KILLS` trains once in peace and once killed with SIGKILL at
-random moments and resumed each time. `killed_training.py group FOLDER ROOT WORLD` trains in WORLD
-processes over gloo.
+random moments and resumed each time. `killed_training.py group FOLDER ROOT WORLD STEPS PORT` trains
+in WORLD processes over gloo; `killed_training.py parts FOLDER ROOT PARTS STEPS` in one process that
+takes each batch in PARTS micro-batches, which are those of so many processes.
 """
 
 from __future__ import annotations
@@ -28,13 +29,10 @@ SETTINGS = {
 }
 
 
-GROUP_STEPS = 2
-
-
-def train(root: Path, directory: Path, *, resume: bool, steps: int) -> None:
+def train(root: Path, directory: Path, *, resume: bool, steps: int, parts: int) -> None:
     """Run the training as the command does."""
     torch.set_num_threads(1)
-    flags = {"data.root": root, **SETTINGS, "train.max_steps": steps}
+    flags = {"data.root": root, **SETTINGS, "train.max_steps": steps, "train.accumulate": parts}
     run_teacher(flags=flags, directory=directory, resume=resume, quiet=True)
 
 
@@ -44,6 +42,7 @@ def forked(
     *,
     resume: bool = False,
     steps: int = SETTINGS["train.max_steps"],
+    parts: int = 1,
     **environment: str,
 ) -> int:
     """Train in a forked process; return its id."""
@@ -52,7 +51,7 @@ def forked(
         code = 1
         try:
             os.environ.update(environment)
-            train(root, directory, resume=resume, steps=steps)
+            train(root, directory, resume=resume, steps=steps, parts=parts)
             code = 0
         finally:
             os._exit(code)
@@ -94,18 +93,23 @@ def group(folder: Path, root: Path, world: int) -> None:
         forked(
             root,
             folder / f"world{world}",
-            steps=GROUP_STEPS,
+            steps=int(sys.argv[5]),
             RANK=str(rank),
             LOCAL_RANK=str(rank),
             WORLD_SIZE=str(world),
             LOCAL_WORLD_SIZE=str(world),
             MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=sys.argv[5],
+            MASTER_PORT=sys.argv[6],
         )
         for rank in range(world)
     ]
     for pid in pids:
         require(os.waitpid(pid, 0)[1])
+
+
+def in_parts(folder: Path, root: Path, parts: int) -> None:
+    """Train in one process, each batch in parts."""
+    require(os.waitpid(forked(root, folder / "parts", steps=int(sys.argv[5]), parts=parts), 0)[1])
 
 
 def require(status: int) -> None:
@@ -116,4 +120,4 @@ def require(status: int) -> None:
 
 if __name__ == "__main__":
     mode, place, data, number = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-    {"kill": kill_until_done, "group": group}[mode](place, data, number)
+    {"kill": kill_until_done, "group": group, "parts": in_parts}[mode](place, data, number)

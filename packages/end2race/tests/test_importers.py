@@ -222,6 +222,25 @@ def test_clouds_and_rows_must_match_and_forms_must_agree(tmp_path):
     assert "no column wheel_angle" in run("kitti-bin", *named, bad, code=2)
 
 
+@pytest.mark.parametrize(("features", "odd"), [(4, 8), (8, 4)])
+@pytest.mark.parametrize("declared", [False, True])
+def test_one_file_of_the_other_form_among_many_is_refused(tmp_path, features, odd, declared):
+    """Whether or not it is among the few that decide the form of all."""
+    source = kitti(tmp_path / "k", count=20, features=features)
+    mixed = source / "0000000001.bin"
+    right = mixed.read_bytes()
+    kitti(tmp_path / "odd", count=20, features=odd)
+    other = (tmp_path / "odd" / mixed.name).read_bytes()
+    mixed.write_bytes(other[: len(other) // 32 * 32])  # a whole number of points either way
+    named = ["--src", source, "--out", tmp_path / "o", "--controls", table(tmp_path / "c.csv", 20)]
+    if declared:
+        named += ["--lidar_num_features", features]
+    output = run("kitti-bin", *named, code=2)
+    assert f"{mixed.name}: taken for {features} numbers per point" in " ".join(output.split())
+    mixed.write_bytes(right)
+    assert "20 frames" in run("kitti-bin", *named)  # what was begun is not in the way
+
+
 def test_imports_join_one_dataset_and_never_replace_a_segment(tmp_path):
     source, controls = kitti(tmp_path / "k"), table(tmp_path / "c.csv", 5)
     named = ("--src", source, "--controls", controls, "--out", tmp_path / "o")

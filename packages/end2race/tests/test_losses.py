@@ -1,8 +1,10 @@
 """What each loss term is, and which weights it reaches."""
 
+import json
+
 import pytest
 import torch
-from end2race.config import ActionLossSection, DistillationSection
+from end2race.config import ActionWeights, DistillationSection, StudentConfig
 from end2race.data.calibration import level_camera
 from end2race.losses import Distillation, TeacherAnswers, behaviour_cloning
 from end2race.models.presets import preset
@@ -154,7 +156,7 @@ def test_weights_of_zero_are_behaviour_cloning_to_the_bit():
         model = student()
         actions, aux = forward(model)
         target = answers().fields["actions"]
-        terms = behaviour_cloning(actions, target, torch.tensor([True, True]), ActionLossSection())
+        terms = behaviour_cloning(actions, target, torch.tensor([True, True]), ActionWeights())
         if with_teacher:
             distils = distillation(nothing)
             terms |= distils.terms(actions, aux, answers())
@@ -169,7 +171,7 @@ def test_the_vector_term_is_a_share_that_counts_beside_behaviour_cloning():
     model = student()
     actions, aux = forward(model)
     target = torch.stack([6 * torch.randn(2, 3), 3 + torch.randn(2, 3)], -1)
-    terms = behaviour_cloning(actions, target, torch.tensor([True, True]), ActionLossSection())
+    terms = behaviour_cloning(actions, target, torch.tensor([True, True]), ActionWeights())
     terms |= distillation(DistillationSection()).terms(actions, aux, answers())
     losses = Losses(terms)
     share = terms["kd_bev_vec"].value * terms["kd_bev_vec"].weight / losses.total
@@ -179,7 +181,7 @@ def test_the_vector_term_is_a_share_that_counts_beside_behaviour_cloning():
 def test_behaviour_cloning_is_a_weighted_squared_error_over_labelled_windows():
     actions = torch.tensor([[[2.0, 1.0], [4.0, 1.0]], [[9.0, 9.0], [9.0, 9.0]]])
     target = torch.zeros(2, 2, 2)
-    weights = ActionLossSection(smooth_weight=0.5)
+    weights = ActionWeights(smooth=0.5)
     terms = behaviour_cloning(actions, target, torch.tensor([True, False]), weights)
     assert terms["steer"].value.item() == (4 + 16) / 4  # two frames of two windows
     assert terms["speed"].value.item() == 0.5
@@ -187,10 +189,29 @@ def test_behaviour_cloning_is_a_weighted_squared_error_over_labelled_windows():
     assert Losses(terms).total.item() == pytest.approx(5 + 0.05 * 0.5 + 0.5 * 1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "steer"),
+    [
+        ({}, 1.0),
+        ({"label_fraction": 0.1}, 1.0),
+        ({"kd": {"cache_dir": "cache"}}, 1.0),
+        ({"kd": {"cache_dir": "cache"}, "label_fraction": 0.1}, 0.1),
+        ({"kd": {"cache_dir": "cache"}, "labelled_segments": ["segment_0001"]}, 0.1),
+        ({"kd": {"cache_dir": "cache"}, "label_fraction": 0.1, "loss": {"steer_weight": 2}}, 2.0),
+    ],
+)
+def test_few_labels_beside_a_teacher_count_less_unless_their_weight_is_given(settings, steer):
+    assert StudentConfig.model_validate_json(json.dumps(settings)).action_weights == (
+        steer,
+        0.05,
+        0.0,
+    )
+
+
 def test_no_labelled_window_is_no_loss_and_no_gradient():
     actions = torch.ones(2, 3, 2, requires_grad=True)
     terms = behaviour_cloning(
-        actions, torch.zeros(2, 3, 2), torch.tensor([False, False]), ActionLossSection()
+        actions, torch.zeros(2, 3, 2), torch.tensor([False, False]), ActionWeights()
     )
     total = Losses(terms).total
     total.backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from end2race.data.batches import BatchReader
 from end2race.data.dataset import open_dataset
 from end2race.data.windows import windows
 from end2race.memory.bank import MemoryBank
-from end2race.memory.recollection import Recollection
+from end2race.memory.recollection import Recollection, excluded_frames
 from end2race.memory.stats import memory_stats
 from typer.testing import CliRunner
 
@@ -129,3 +130,16 @@ def test_a_camera_memory_answers_windows_that_the_cache_does_not_know(drives):
     batch = drives.readers["valid"].read([0, 1])
     recall = Recollection(bank, ("actions",))(batch)
     assert (recall.rows >= 0).all()
+
+
+def test_windows_of_other_data_may_recall_one_of_the_same_key(drives):
+    drives.build("camera")
+    bank = MemoryBank.open(drives.folder / "camera")
+    reader = drives.readers["train"]
+    other = replace(reader.dataset, segments=reader.dataset.segments[1:])
+    assert excluded_frames(bank, reader.dataset, "train") is None
+    assert excluded_frames(bank, other, "train") == 0
+    batch = reader.read([0])
+    for left_out, itself in ((None, False), (0, True)):
+        recall = Recollection(bank, ("actions",), k=1, exclude_frames=left_out)(batch)
+        assert (bank.windows[recall.rows[0, 0]] == batch.keys[0]) is itself

@@ -119,7 +119,7 @@ def speed_drivers(target, speed, steer=0.0):
     targets = np.stack([np.full_like(target, steer), target], -1)
     blind = ActionErrors()
     blind.update(np.stack([np.zeros_like(speed), speed], -1), targets)
-    return OpenLoop({"blanked": blind})
+    return OpenLoop({"blanked": blind, "copycat": blind})
 
 
 def test_a_label_that_is_its_own_input_shows_as_a_leak():
@@ -127,6 +127,9 @@ def test_a_label_that_is_its_own_input_shows_as_a_leak():
     assert speed_drivers(speed, speed).leak == pytest.approx(0.0)
     assert speed_drivers(np.roll(speed, 7), speed).leak > 0.5
     assert speed_drivers(np.full(500, 4.0), speed).leak is None
+    assert "LEAK" in speed_drivers(speed, speed).leak_line
+    assert "no leak" in speed_drivers(np.roll(speed, 7), speed).leak_line
+    assert "constant" in speed_drivers(np.full(500, 4.0), speed).leak_line
 
 
 def test_trivial_drivers_do_what_their_names_say(small):

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from featdistill.data.png import read_png
 from featdistill.data.renders import by_number, read_rgba
+from featdistill.viewer import Viewer
 from loom.config import read_yaml
+from loom.files import read_json
 
 CANONICAL = Path(__file__).parent / "canonical.yaml"
 NOT_EVALUATED = "metric/lpips was not measured"
@@ -297,3 +299,29 @@ def test_a_run_is_archived_beside_itself_with_everything_in_it(run, command, fil
     assert not moving.exists()
     after = {path.replace(str(moved), str(moving)): sha for path, sha in files_in(moved).items()}
     assert after == before
+
+
+def test_a_run_is_looked_at_and_judged_without_the_files_that_it_was_trained_on(
+    tiny, command, tmp_path, monkeypatch
+):
+    """Named by relative paths, then gone: the run has copies."""
+    shutil.copytree(tiny.scene, tmp_path / "here" / "scene")
+    shutil.copy(tiny.teacher, tmp_path / "here" / "teacher.ply")
+    monkeypatch.chdir(tmp_path / "here")
+    names = ("data.scene=scene", "data.teacher=teacher.ply")
+    done = command("train", *tiny.settings, *names, "--run-dir", tmp_path / "run")
+    assert done.code == 0, done.err
+    before = Viewer(tmp_path / "run")
+    judged = read_json(tmp_path / "run" / "evaluation" / "student_against_teacher.json")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").rename(tmp_path / "there")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    after = Viewer(tmp_path / "moved")
+    assert after.cameras.names == before.cameras.names
+    looked = [viewer.frame(viewer.start, 20).pixels for viewer in (before, after)]
+    assert (looked[0] == looked[1]).all()
+    done = command("eval", "run", tmp_path / "moved")
+    assert done.code == 0, done.err
+    again = read_json(tmp_path / "moved" / "evaluation" / "student_against_teacher.json")
+    assert again["means"] == judged["means"]

@@ -269,18 +269,52 @@ def test_a_picture_equals_all_samples_of_the_twin_up_to_what_the_stop_leaves(isa
         student.shape.blocks(student.weights).output_bias[:, 3] += 1.0
     camera = Cameras(orbit_poses(1, 2.5, torch.Generator()), 40, 40, 50.0, ("a",))
     rgba, depth = render_image(student, camera, impl="torch")
-    every_rgba, every_depth = render_image(student, camera, stop_transmittance=0.0, impl="cpu")
+    exact = {"impl": "cpu", "precision": "float32"}
+    every_rgba, every_depth = render_image(student, camera, stop_transmittance=0.0, **exact)
     assert torch.allclose(every_rgba, rgba, atol=1e-5)
     assert torch.allclose(every_depth, depth, atol=1e-4)
-    stopped, _ = render_image(student, camera, stop_transmittance=0.05, impl="cpu")
+    stopped, _ = render_image(student, camera, stop_transmittance=0.05, **exact)
     left = (stopped - rgba).abs().max().item()
     assert 1e-3 < left < 0.05
     inside = Cameras(torch.eye(4)[None], 16, 16, 20.0, ("inside the box",))
     assert torch.allclose(
-        render_image(student, inside, stop_transmittance=0.0, impl="cpu")[0],
+        render_image(student, inside, stop_transmittance=0.0, **exact)[0],
         render_image(student, inside, impl="torch")[0],
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("filled", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("frequencies", [(4, 2), (5, 1), (10, 4)])
+@pytest.mark.parametrize(("bfloat16", "bound"), [(False, 1e-5), (True, 2 / 255)])
+def test_the_colours_of_pictures_equal_the_float64_twin(isa, filled, frequencies, bfloat16, bound):
+    """Rays that miss, of length zero, along faces of cells, and through empty cells among them."""
+    student = make_student(frequencies=frequencies, filled=filled)
+    if bfloat16 and not kilo.has_bfloat16(student.shape):
+        pytest.skip("no products in bfloat16 here")
+    weights = student.weights.detach()
+    origins, directions, _ = random_rays(1500)
+    theirs = kilo_torch.render(
+        weights.double(), student.head.detach().double(), student.shape, student.volume,
+        origins, directions, torch.full((1500,), 0.5), 0,
+    )  # fmt: skip
+    rgba, depth = kilo.render_image(
+        weights, student.shape, student.volume, origins, directions, 0.0, bfloat16=bfloat16
+    )
+    assert (theirs.transmittance == 1).sum() > 10
+    assert rgba[3:5].eq(0).all()
+    assert (rgba[:, :3] - theirs.rgb).abs().max() <= bound
+    assert (1 - rgba[:, 3] - theirs.transmittance).abs().max() <= bound
+    assert (depth - theirs.depth).abs().max() <= 10 * bound
+
+
+def test_pictures_are_the_same_bits_for_any_order_of_the_rays(isa):
+    student = make_student(filled=0.6)
+    camera = Cameras(orbit_poses(1, 2.5, torch.Generator()), 70, 45, 50.0, ("a",))
+    in_tiles = render_image(student, camera)
+    in_blocks = render_image(student, camera, chunk=999)
+    assert in_tiles[0][..., 3].max() > 0.5
+    assert all(torch.equal(a, b) for a, b in zip(in_tiles, in_blocks, strict=True))
 
 
 def test_query_is_the_same_with_and_without_the_kernel(isa):

@@ -279,7 +279,7 @@ def test_images_with_wrong_channels_or_size_are_named(scene: Path):
     image.write_bytes(png_header(10_000, 10_000))  # Pillow would only warn
     refuses(scene, "10000x10000")
     image.write_bytes(b"GIF89a" + bytes(100))
-    refuses(scene, "r_1.png is not a PNG file")
+    refuses(scene, "r_1.png cannot be read (no PNG file)")
     image.unlink()
     refuses(scene, "r_1.png is missing")
     image.mkdir()

@@ -191,8 +191,46 @@ def test_a_fit_learns_and_writes_what_it_learnt(ball_folder, tmp_path):
         assert torch.equal(found, expected)
 
 
-def test_a_resumed_fit_is_bit_equal_across_relocations(ball_folder, tmp_path):
-    settings = ["train.max_steps=60", "relocation.interval=10", "relocation.opacity=0.3"]
+GROWING = ["start.share=0.3", "train.coarse=[{divisor: 2, until: 0.3}]", "relocation.interval=10"]
+
+
+def test_a_fit_from_small_images_with_gaussians_held_back_learns_and_uses_them_all(
+    ball_folder, tmp_path
+):
+    settings = config(ball_folder, *GROWING).config
+    start = start_gaussians(settings, ball_views(12), np.random.default_rng(0))
+    assert (start.opacities > 0.005).sum() == 90
+    gaussians, result = fitted(ball_folder, tmp_path / "run", "train.max_steps=300", *GROWING)
+    assert result.metrics["metric/psnr_db"] > 24
+    assert (gaussians.opacities > 0.005).sum() > 270
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "images of 16x16 from step 0" in log
+    assert "images of 32x32 from step 90" in log
+
+
+def test_gaussians_that_wait_are_placed_evenly_until_the_share_named_grown(ball_folder):
+    settings = config(
+        ball_folder, "train.max_steps=100", "start.share=0.2", "relocation.begin=0.1",
+        "relocation.grown=0.6",
+    ).config  # fmt: skip
+    waiting = [settings.waiting_at(step) for step in range(101)]
+    assert waiting[0] == waiting[10] == 240
+    assert waiting[35] == 120
+    assert waiting[60] == waiting[100] == 0
+    assert waiting == sorted(waiting, reverse=True)
+    assert config(ball_folder).config.waiting_at(0) == 0
+
+
+def test_stages_that_make_no_sense_are_refused(ball_folder, tmp_path):
+    with pytest.raises(UserError, match="does not rise"):
+        config(ball_folder, "train.coarse=[{divisor: 4, until: 0.5}, {divisor: 2, until: 0.4}]")
+    with pytest.raises(UserError, match="no whole width at divisor 5"):
+        fitted(ball_folder, tmp_path / "run", "train.coarse=[{divisor: 5, until: 0.5}]")
+
+
+@pytest.mark.parametrize("growing", [[], GROWING])
+def test_a_resumed_fit_is_bit_equal_across_relocations(ball_folder, tmp_path, growing):
+    settings = [*growing, "train.max_steps=60", "relocation.interval=10", "relocation.opacity=0.3"]
     whole, _ = fitted(ball_folder, tmp_path / "whole", *settings)
 
     resolved = config(ball_folder, *settings)

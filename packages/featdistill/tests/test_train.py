@@ -18,7 +18,8 @@ from featdistill.config import (
     TrainSection,
 )
 from featdistill.features import FeatureScaling
-from featdistill.supervision import PointSampler, RaySampler, TeacherFrames, render_frames
+from featdistill.supervision import PointSampler, RaySampler
+from featdistill.teacher_frames import TeacherFrames, each_frame, foreground, render_frames
 from featdistill.teacher_views import teacher_of
 from loom.config import read_yaml
 from loom.record import read_records
@@ -256,7 +257,7 @@ def union(parts: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("step", [0, 7])
 def test_the_rays_of_all_processes_are_those_of_one(teacher, step, world):
     sampler = RaySampler(
-        render_frames(teacher.gaussians, teacher.training),
+        foreground(teacher.training, each_frame(teacher.gaussians, teacher.training)),
         teacher.gaussians,
         FeatureScaling.of(teacher.gaussians),
         rays=61,
@@ -325,7 +326,9 @@ def test_rays_are_drawn_where_the_teacher_shows_something_and_just_around(teache
     corner = torch.ones_like(frames.transmittance)
     corner[2, 10, 20] = 0.0  # one opaque pixel in one view
     sampler = RaySampler(
-        TeacherFrames(frames.cameras, frames.rgb, corner, frames.depth),
+        foreground(
+            frames.cameras, [TeacherFrames(frames.cameras, frames.rgb, corner, frames.depth)]
+        ),
         teacher.gaussians,
         FeatureScaling.of(teacher.gaussians),
         rays=200,
@@ -337,8 +340,23 @@ def test_rays_are_drawn_where_the_teacher_shows_something_and_just_around(teache
     width = frames.cameras.width
     near = [(x, y) for y in range(8, 13) for x in range(18, 23)]
     flat = [2 * width * width + y * width + x for x, y in near]
-    assert sorted(sampler.pixels.tolist()) == sorted(flat)
+    assert sampler.foreground.pixels.tolist() == sorted(flat)
     assert torch.equal(drawn.origins.unique(dim=0), frames.cameras.centres[2:3])
+
+
+def test_the_foreground_holds_what_the_frames_show_to_half_precision(teacher):
+    frames = render_frames(teacher.gaussians, teacher.training)
+    kept = foreground(teacher.training, each_frame(teacher.gaussians, teacher.training))
+    flat = kept.pixels.long()
+    assert len(kept.first) == len(teacher.training) + 1
+    assert 0 < len(flat) < frames.transmittance.numel()
+    view = torch.repeat_interleave(torch.arange(len(teacher.training)), kept.first.diff())
+    assert torch.equal(flat // frames.transmittance[0].numel(), view)
+    for name, channels in (("rgb", 3), ("transmittance", 1)):
+        exact = getattr(frames, name).reshape(-1, channels)[flat]
+        found = getattr(kept, name).float().reshape(-1, channels)
+        torch.testing.assert_close(found, exact, rtol=2**-11, atol=1e-7)
+    assert torch.equal(kept.depth, frames.depth.flatten()[flat])
 
 
 def test_nothing_is_pruned_before_the_student_has_learned():

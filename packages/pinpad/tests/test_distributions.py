@@ -73,6 +73,15 @@ def test_one_hot_draws_follow_their_probabilities(generator):
     assert found.pvalue > 1e-3
 
 
+def test_the_classes_may_lie_in_any_dimension(generator):
+    logits = torch.randn(4, 6, 3, generator=generator)
+    mixed = d.unimix(logits, 0.1, dim=1)
+    torch.testing.assert_close(mixed, d.unimix(logits.transpose(1, 2), 0.1).transpose(1, 2))
+    draws = d.sample_one_hot(mixed.expand(20_000, 4, 6, 3), generator, dim=-2)
+    assert (draws.sum(-2) == 1).all()
+    torch.testing.assert_close(draws.mean(0), mixed.exp(), rtol=0, atol=0.02)
+
+
 def test_a_one_hot_draw_passes_the_gradient_of_its_probabilities(generator):
     logits = torch.randn(3, 4, generator=generator, requires_grad=True)
     weights = torch.randn(3, 4, generator=generator)

@@ -39,6 +39,10 @@ def vta(**changed):
     return Vta(EMBEDDING, ACTIONS, dataclasses.replace(SMALL_VTA, **changed))
 
 
+def vta_of_today(**changed):
+    return vta(classes=3, at_read="carry", abs_input="observation", **changed)
+
+
 def boundaries(rollout: Rollout):
     assert rollout.boundaries is not None
     return rollout.boundaries
@@ -70,7 +74,7 @@ def test_a_beginning_heals_a_state_that_is_not_a_number():
     assert found.tolist() == [[0, 0], [2, 3]]
 
 
-@pytest.mark.parametrize("make", [rssm, vta])
+@pytest.mark.parametrize("make", [rssm, vta, vta_of_today])
 def test_shapes_are_those_of_the_windows(make, generator):
     model = make()
     rollout = model.observe(*inputs(generator), generator)
@@ -83,7 +87,7 @@ def test_shapes_are_those_of_the_windows(make, generator):
     assert [part.shape for part in later] == [part.shape for part in last]
 
 
-@pytest.mark.parametrize("make", [rssm, vta])
+@pytest.mark.parametrize("make", [rssm, vta, vta_of_today])
 def test_every_parameter_learns_from_the_losses(make, generator):
     model = make(free_nats=0.0)
     rollout = model.observe(*inputs(generator), generator)
@@ -93,7 +97,7 @@ def test_every_parameter_learns_from_the_losses(make, generator):
     assert idle == []
 
 
-@pytest.mark.parametrize("make", [rssm, vta])
+@pytest.mark.parametrize("make", [rssm, vta, vta_of_today])
 def test_one_window_says_nothing_about_another(make, generator):
     model = make().eval()
     embedding, action, first = inputs(generator)
@@ -105,13 +109,13 @@ def test_one_window_says_nothing_about_another(make, generator):
     assert not torch.equal(one.feature[:, 1], two.feature[:, 1])
 
 
-@pytest.mark.parametrize("make", [rssm, vta])
+@pytest.mark.parametrize("make", [rssm, vta, vta_of_today])
 def test_a_broken_episode_does_not_reach_the_next_one(make, generator):
     model = make()
     embedding, action, first = inputs(generator)
     first[6] = True
     embedding[2, 0] = float("nan")
-    if make is vta:  # its detector sees two frames ahead, so the break lies further back
+    if make is not rssm:  # its detector sees two frames ahead, so the break lies further back
         embedding[2, 0] = 0
         embedding[1, 0] = float("nan")
     rollout = model.observe(embedding, action, first, generator)
@@ -120,7 +124,7 @@ def test_a_broken_episode_does_not_reach_the_next_one(make, generator):
     assert rollout.feature[:, 1:].isfinite().all()
 
 
-@pytest.mark.parametrize("make", [rssm, vta])
+@pytest.mark.parametrize("make", [rssm, vta, vta_of_today])
 def test_the_past_of_an_episode_does_not_reach_the_next_one(make, generator):
     model = make().eval()
     embedding, action, first = inputs(generator)
@@ -132,12 +136,12 @@ def test_the_past_of_an_episode_does_not_reach_the_next_one(make, generator):
     torch.testing.assert_close(one.feature[6:], two.feature[6:])
 
 
-@pytest.mark.parametrize("make", [rssm, vta])
+@pytest.mark.parametrize("make", [rssm, vta, vta_of_today])
 def test_an_action_changes_what_is_imagined(make, generator):
     model = make().eval()
     rollout = model.observe(*inputs(generator), generator)
     state = type(rollout.state)(*(part[-1] for part in rollout.state))
-    if make is vta:  # a READ begins from the abstract level alone
+    if make is not rssm:  # a READ begins from the abstract level alone
         with torch.no_grad():
             model.next_boundary.bias.fill_(-100.0)
     one, two = (
@@ -155,8 +159,8 @@ def test_rssm_divergences_are_torch_s_in_both_directions(generator):
     deter = rollout.state.deter
 
     def latent(logits):
-        probabilities = logits.unflatten(-1, (3, 4)).softmax(-1) * 0.99 + 0.01 / 4
-        return OneHotCategorical(probs=probabilities)
+        probabilities = logits.unflatten(-1, (4, 3)).softmax(-2) * 0.99 + 0.01 / 4
+        return OneHotCategorical(probs=probabilities.transpose(-1, -2))
 
     posterior = latent(model.posterior(torch.cat([deter, embedding], -1)))
     prior = latent(model.prior(deter))
@@ -174,7 +178,7 @@ def test_rssm_divergences_are_torch_s_in_both_directions(generator):
     assert own[0] is None or not torch.equal(own[0], torch.zeros_like(own[0]))
 
 
-@pytest.mark.parametrize("make", [rssm, vta])
+@pytest.mark.parametrize("make", [rssm, vta, vta_of_today])
 def test_divergences_below_the_free_nats_have_no_gradient(make, generator):
     model = make(free_nats=1e6)
     rollout = model.observe(*inputs(generator), generator)
@@ -204,6 +208,41 @@ def test_copy_keeps_the_abstract_level_to_the_bit_and_read_begins_anew(generator
         lengths = torch.where(copied, state.length[t - 1, :, 0] + 1, 1.0)
         assert torch.equal(state.length[t, :, 0], lengths)
     assert torch.equal(state.number[-1, :, 0], read.sum(0))
+
+
+@pytest.mark.parametrize(("abs_input", "hears"), [("abstract", False), ("observation", True)])
+def test_the_abstract_level_expects_by_what_is_done_only_if_it_hears_it(
+    abs_input, hears, generator
+):
+    model = vta(abs_input=abs_input)
+    rollout = model.observe(*inputs(generator), generator)
+    last = type(rollout.state)(*(part[-1] for part in rollout.state))
+    with torch.no_grad():
+        model.next_boundary.bias.fill_(100.0)  # each window reads
+        beliefs = [
+            model.imagine(state, torch.eye(ACTIONS)[[a] * BATCH], generator).abs_belief
+            for a, state in ((0, last), (3, last), (0, last._replace(obs_belief=-last.obs_belief)))
+        ]
+    assert not torch.equal(beliefs[0], last.abs_belief)
+    for other in beliefs[1:]:
+        assert torch.equal(beliefs[0], other) is not hears
+
+
+def test_in_imagination_as_in_a_rollout_read_is_the_cell_and_copy_the_last_state(generator):
+    model = vta_of_today()
+    rollout = model.observe(*inputs(generator, batch=40), generator)
+    last = type(rollout.state)(*(part[-1] for part in rollout.state))
+    action = torch.eye(ACTIONS)[torch.arange(40) % ACTIONS]
+    with torch.no_grad():
+        later = model.imagine(last, action, generator)
+        heard = torch.cat([last.abs_stoch, last.obs_stoch, last.obs_belief, action], -1)
+        cell = model.abs_cell(heard, last.abs_belief)
+    read = later.length[:, 0] == 1
+    assert 0 < read.sum() < 40
+    torch.testing.assert_close(later.abs_belief[read], cell[read])
+    assert torch.equal(later.abs_belief[~read], last.abs_belief[~read])
+    assert torch.equal(later.abs_stoch[~read], last.abs_stoch[~read])
+    assert (later.abs_stoch[read].unflatten(-1, (3, 4)).sum(-2) == 1).all()
 
 
 def test_a_belief_that_is_carried_goes_on_through_every_boundary(generator):
@@ -323,6 +362,8 @@ def test_the_paper_s_rule_binds_the_prior_in_training_only(generator):
     embedding, action, first = inputs(generator, steps=40)
     for training in (True, False):
         model = vta(**rules).train(training)
+        with torch.no_grad():
+            model.detector.logit.bias.fill_(-1.0)  # some segments outlast the rule
         rollout = model.observe(embedding, action, first, torch.Generator().manual_seed(1))
         found, length = boundaries(rollout), rollout.state.length[:-1, :, 0]
         bound = found.prior_logit[1:][length >= 3]
@@ -352,7 +393,7 @@ def test_imagined_boundaries_follow_their_prior(generator):
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("make", [rssm, vta])
+@pytest.mark.parametrize("make", [rssm, vta, vta_of_today])
 def test_half_precision_rollouts_are_finite_with_their_gradients(make, precision, generator):
     model = make(free_nats=0.0)
     embedding, action, first = inputs(generator, steps=24, batch=8)

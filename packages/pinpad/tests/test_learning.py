@@ -10,13 +10,14 @@ from loom.config import resolve
 from loom.evaluation.statistics import auc
 from loom.loop import Losses, Term
 from pinpad.boundary.matching import match, top
+from pinpad.boundary.segments import shape
 from pinpad.cli import app
 from pinpad.data.planted import EVENT, planted_episodes
 from pinpad.data.windows import WindowSampler
 from pinpad.score import score_episodes
 from pinpad.sweep.conditions import BOUNDARY4
 from pinpad.tensors import pixel_statistics, seen
-from pinpad.train_config import TrainConfig
+from pinpad.train_config import PRESETS, TrainConfig
 from pinpad.train_world import PRECISIONS, new_model
 from typer.testing import CliRunner
 
@@ -34,8 +35,8 @@ CONDITIONS = {
 
 
 def settings(*overrides, seed=0):
-    common = ("dynamics_type=vta", "batch_length=32", "vta_boundary_rate=0.075", f"seed={seed}")
-    return resolve(TrainConfig, None, [*common, *overrides]).config
+    common = ("vta=detect", "batch_length=32", "vta_boundary_rate=0.075", f"seed={seed}")
+    return resolve(TrainConfig, None, [*common, *overrides], groups=PRESETS).config
 
 
 def learner(config):
@@ -84,6 +85,23 @@ def test_planted_boundaries_are_ranked_first():
     f1, ranked = judged(model)
     assert ranked >= 0.8
     assert f1 >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("flag", "made"),
+    [
+        ("clock", ("vta_boundary_force_scale=10", "vta_max_seg_len=13")),
+        ("silent", ("vta_boundary_rate=0.0001", "vta_boundary_scale=100")),
+        ("always_on", ("vta_boundary_rate=0.99", "vta_boundary_scale=100")),
+    ],
+)
+def test_a_detector_that_has_collapsed_is_flagged(flag, made):
+    model, update = learner(settings(*SMALL, *made))
+    for step in range(40):
+        update(step)
+    episodes = list(planted_episodes(8, length=200, seed=10_000))
+    rows = score_episodes(model.eval(), episodes)["posterior"]
+    assert shape([np.append(False, row["score"][1:] > 0.5) for row in rows]).flags == (flag,)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import fake_slurm
 import pytest
 from loom import processes
 from loom.config import resolve
@@ -334,6 +335,24 @@ def test_a_stopped_sweep_is_completed_by_resume(here, how):
     for name in ("slow_one_seed0", "slow_two_seed0"):
         trace = (root / name / "trace").read_text().split()
         assert trace == [str(step) for step in range(1, 21)]
+
+
+def test_a_sweep_runs_as_an_array_of_slurm(here, monkeypatch):
+    commands = fake_slurm.install(here / "bin")
+    monkeypatch.setenv("FAKE_SLURM", str(commands))
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    listed = conditions(here / "listed.yaml", "one", "segfault_two")
+    arguments = ("--logroot", here / "root", "--conditions", listed, *SMALL)
+    unknown = pinpad("sweep", "--executor", "slurm", *arguments)
+    assert unknown.exit_code == 2
+    assert not (here / "root").exists()
+    done = pinpad("sweep", "--executor", "sbatch", *arguments)
+    assert done.exit_code == 1, done.output
+    assert states(here / "root") == {
+        "one_seed0": ("done", "draw"),
+        "segfault_two_seed0": ("failed", "train"),
+    }
+    assert "#SBATCH --array=0,1" in (here / "root" / "array.sbatch").read_text()
 
 
 def test_a_killed_sweep_is_shown_as_dead_and_what_it_left_running_is_ended(here):

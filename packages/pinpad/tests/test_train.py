@@ -144,6 +144,15 @@ def test_every_preset_can_be_chosen(name):
     assert action.sum() == 1
 
 
+def test_a_detector_s_settings_have_a_name_wherever_settings_are_given():
+    chosen = resolve_training(None, ["vta=detect", "vta_discrete=4"]).config
+    assert (chosen.dynamics_type, chosen.vta_abs_scale, chosen.vta_discrete) == ("vta", 0.1, 4)
+    assert TrainConfig().vta_abs_scale == 1
+    shown = run("config", "show", "vta=detect", "preset=cpu_small").output
+    assert "vta_abs_scale=0.1" in shown
+    assert "dyn_deter=256" in shown
+
+
 def test_a_file_lies_below_a_preset_and_a_preset_below_the_rest(here):
     (here / "mine.yaml").write_text("units: 7\nbatch_size: 9\n")
     config = resolve_training(here / "mine.yaml", ["batch_length=5"], "cpu_tiny").config

@@ -8,6 +8,7 @@ import typer
 from loom.cli import (
     Archive,
     ConfigOption,
+    JsonOption,
     Overrides,
     Resume,
     RunDir,
@@ -39,7 +40,6 @@ TrainedArgument = Annotated[
 RerunOption = Annotated[
     bool, typer.Option("--rerun", help="Also a recording for the Rerun viewer (rerun-sdk).")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 VALIDATION_FAILED = 3
 
 
@@ -78,11 +78,13 @@ def train(
 
 
 @app.command()
-def lr(overrides: Overrides = None, config: ConfigOption = None) -> None:
+def lr(
+    overrides: Overrides = None, config: ConfigOption = None, as_json: JsonOption = False
+) -> None:
     """Print the learning rate by step: the same for every number of processes."""
     from coopcyl.training_run import print_schedule
 
-    print_schedule(config, overrides, {})
+    print_schedule(config, overrides, {}, as_json=as_json)
 
 
 @app.command("eval")
@@ -242,7 +244,7 @@ def validate(
     samples: Annotated[
         int, typer.Option(min=0, help="Times whose vehicles are read; 0: all.")
     ] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    as_json: JsonOption = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file.")] = None,
 ) -> None:
     """Hold a data set against its own geometry; exit code 3 if something fails."""
@@ -313,7 +315,7 @@ def baselines(
     root: RootOption = None,
     split: SplitOption = None,
     samples: Annotated[int, typer.Option(min=0, help="Times that are read; 0: all.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print the errors of trivial poses and the floor that true matches give, in metres."""
     from coopcyl.commands import Request, run_baselines

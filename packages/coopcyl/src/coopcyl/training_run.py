@@ -130,14 +130,19 @@ def listing_digest(tree: Tree) -> str:
 
 
 def print_schedule(
-    source: Path | None, overrides: Sequence[str] | None, flags: dict[str, Any]
+    source: Path | None,
+    overrides: Sequence[str] | None,
+    flags: dict[str, Any],
+    *,
+    as_json: bool = False,
 ) -> None:
     """Print the steps of a training and its learning rate at each epoch's first step."""
     config = resolve(TrainConfig, source, overrides, groups=groups_of(source), flags=flags).config
-    typer.echo("\n".join(lr_lines(config)))
+    if not as_json:
+        typer.echo("\n".join(lr_lines(config)))
     every = max(1, config.train_params.epochs // _MOST_ROWS)
     rows = [
         (epoch, epoch * config.steps_per_epoch, config.lr().at(epoch * config.steps_per_epoch))
         for epoch in range(0, config.train_params.epochs + 1, every)
     ]
-    print_table(("epoch", "step", "lr"), rows)
+    print_table(("epoch", "step", "lr"), rows, as_json=as_json)

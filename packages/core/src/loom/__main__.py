@@ -1,13 +1,24 @@
 """The `loom` command: runs, machines and native code of all threads."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loom.cli import JsonOption, add_config_commands, application, run_app
 
-app = application("loom", "Look at runs, machines and native code.", package="loom-core")
+if TYPE_CHECKING:
+    from loom.doctor import Check
+
+
+def _checks() -> "Sequence[Check]":
+    from loom.doctor import thread_checks
+
+    return thread_checks()
+
+
+app = application("loom", "Look at runs, machines and native code.", "loom-core", _checks)
 add_config_commands(app)
 ext = typer.Typer(help="Native kernels: the tool chain and the builds.", no_args_is_help=True)
 app.add_typer(ext, name="ext")
@@ -142,11 +153,17 @@ def snapshot(
 
 
 @ext.command()
-def info() -> None:
+def info(as_json: JsonOption = False) -> None:
     """Show the tool chain as it was found, and what has been built."""
+    import json
+    from dataclasses import asdict
+
     from loom.native.inventory import toolchain
 
     found = toolchain()
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2, default=str))
+        return
     for name, value in vars(found).items():
         if name != "artefacts":
             typer.echo(f"{name:<14} {_said(value)}")

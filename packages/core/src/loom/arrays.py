@@ -19,7 +19,7 @@ import numpy as np
 from loom.errors import UserError
 from loom.files import explained, write_atomic
 
-LARGEST_BYTES = 2**34
+LARGEST_BYTES = 2**30
 """Most that the arrays of one archive may hold together."""
 
 _DAMAGE = (
@@ -77,13 +77,19 @@ def read_npz(
                 raise ValueError(
                     f"its arrays would be {size:,} bytes, at most {largest:,} are read"
                 )
-            unpacked = {name: archive.read(member) for name, member in wanted.items()}
+            unpacked = {name: _unpacked(archive, member) for name, member in wanted.items()}
         return {name: _array(data) for name, data in unpacked.items()}
     except _DAMAGE as error:
         raise UserError(
             f"{path}: not a readable .npz file ({error})",
             hint="it was cut short while it was written, or is another kind of file",
         ) from error
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Unpack a member to the size that it claims; `ZipFile.read` would first unpack all of it."""
+    with archive.open(member) as stream:
+        return stream.read(member.file_size)
 
 
 def _array(data: bytes) -> np.ndarray:

@@ -49,6 +49,14 @@ RunDir = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+ExecutorOption = Annotated[
+    str,
+    typer.Option(
+        "--executor",
+        help="Where jobs run: local, ray, ray:HOST:PORT, ray+gpu, sbatch, sbatch:FILE "
+        "(lines for the top of the script).",
+    ),
+]
 Archive = Annotated[
     bool, typer.Option("--archive", help="Move an old run of this name aside, with a time stamp.")
 ]
@@ -211,7 +219,13 @@ def run_app(app: typer.Typer) -> None:
             _drop_output()
 
 
-def add_config_commands(app: typer.Typer, model: str = "", default: Path | None = None) -> None:
+def add_config_commands(
+    app: typer.Typer,
+    model: str = "",
+    default: Path | None = None,
+    *,
+    groups: Path | None = None,
+) -> None:
     """Give an application `config show` and `schedule`.
 
     Args:
@@ -219,6 +233,7 @@ def add_config_commands(app: typer.Typer, model: str = "", default: Path | None 
         model: The config class as `package.module:Class`, imported when a command needs it; without
             one the commands have an option `--model`.
         default: The file that is taken when none is named.
+        groups: Folder of the files that `group=name` stands for.
     """
     ModelOption = Annotated[
         str, typer.Option("--model", help="package.module:Class of the config.", hidden=bool(model))
@@ -242,7 +257,7 @@ def add_config_commands(app: typer.Typer, model: str = "", default: Path | None 
         if config is not None and config.is_dir() and not overrides:
             typer.echo(show(saved_config(config), saved_origins(config)))
             return
-        resolved = resolve(_import_model(model), config, overrides)
+        resolved = resolve(_import_model(model), config, overrides, groups=groups)
         typer.echo(show(plain(resolved.config), resolved.origins))
 
     @app.command()
@@ -253,7 +268,7 @@ def add_config_commands(app: typer.Typer, model: str = "", default: Path | None 
         steps: Annotated[
             int | None, typer.Option(min=1, help="Last step (default: the config's max_steps).")
         ] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+        as_json: JsonOption = False,
     ) -> None:
         """Draw every value that changes over training."""
         import json
@@ -262,7 +277,8 @@ def add_config_commands(app: typer.Typer, model: str = "", default: Path | None 
         from loom.drawing import schedule_lines, schedule_values
 
         config, overrides = _config_and_overrides(settings, config)
-        values = schedule_values(resolve(_import_model(model), config, overrides).config, steps)
+        resolved = resolve(_import_model(model), config, overrides, groups=groups)
+        values = schedule_values(resolved.config, steps)
         typer.echo(json.dumps(values) if as_json else "\n".join(schedule_lines(values)))
 
 

@@ -3,6 +3,11 @@
 A check is a name and a function that returns a `Finding`. Those of the core look at what has cost
 people days: a torch that does not see the GPU, a missing compiler, a full or tiny disk, a second
 copy of a package on the path, and variables or `.pth` files that quietly change what is imported.
+
+A thread names its checks in its `pyproject.toml`, where `loom doctor` finds those of all packages:
+
+    [project.entry-points."loom.doctor"]
+    featdistill = "featdistill.doctor:checks"
 """
 
 import functools
@@ -22,6 +27,7 @@ from typing import Any, Literal
 
 from loom.errors import UserError
 
+ENTRY_POINTS = "loom.doctor"
 OLDEST_PYTHON = (3, 11)
 LEAST_CACHE_BYTES = 1 << 30
 LEAST_DISK_BYTES = 5 << 30
@@ -124,6 +130,26 @@ def core_checks(distribution: str = "loom-core") -> list[Check]:
         Check("variables", lambda: check_variables(os.environ)),
         Check(".pth files", lambda: check_pth_files(site_directories())),
     ]
+
+
+def thread_checks() -> list[Check]:
+    """Return the checks of every installed thread, each under the thread's name.
+
+    A thread whose checks cannot be imported gets one check, which fails and says why.
+    """
+    found = []
+    for point in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS)):
+        try:
+            own = point.load()()
+        except Exception as error:  # a broken package must not hide what ails the others
+            own = [Check("import", functools.partial(_not_imported, point.value, error))]
+        found += [Check(f"{point.name}: {check.name}", check.run) for check in own]
+    return found
+
+
+def _not_imported(place: str, error: Exception) -> Finding:
+    detail = f"{place} cannot be imported: {type(error).__name__}: {error}"
+    return Finding("fail", detail, "run `uv sync` again")
 
 
 def check_python() -> Finding:

@@ -1,5 +1,6 @@
 """Tables and schedules as text, for commands that show them."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,8 +14,20 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 60
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table; numbers stand to the right, None is a dash, nothing is cut."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool = False
+) -> None:
+    """Print a table; numbers stand to the right, None is a dash, nothing is cut.
+
+    Args:
+        columns: Headings.
+        rows: Cells of each row.
+        as_json: Print a list of rows by heading instead, for machines.
+    """
+    if as_json:
+        listed = [dict(zip(columns, row, strict=True)) for row in rows]
+        typer.echo(json.dumps(listed, indent=2, ensure_ascii=False))
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -40,14 +53,14 @@ def _cell(value: Any) -> str:
 
 
 def schedule_values(config: Config, steps: int | None = None) -> dict[str, list[tuple[int, float]]]:
-    """Return (step, value) pairs of every schedule of a config, by dotted name.
+    """Return (step, value) pairs of every schedule of a config, by dotted name; empty without any.
 
     Args:
         config: A config whose sections name their schedules in `Config.schedules`.
         steps: The last step; None takes `max_steps` from the config.
 
     Raises:
-        UserError: No section has a schedule, or no step is known.
+        UserError: No step is known.
     """
     found = list(sections(config))
     named = {
@@ -56,7 +69,7 @@ def schedule_values(config: Config, steps: int | None = None) -> dict[str, list[
         for name, schedule in section.schedules().items()
     }
     if not named:
-        raise UserError("nothing in this config changes over training")
+        return {}
     known = [section.max_steps for _, section in found if hasattr(section, "max_steps")]
     last = steps if steps is not None else next(iter(known), None)
     if not isinstance(last, int):
@@ -69,6 +82,8 @@ def schedule_values(config: Config, steps: int | None = None) -> dict[str, list[
 
 def schedule_lines(values: Mapping[str, Sequence[tuple[int, float]]]) -> list[str]:
     """Draw each schedule as one line of blocks between its least and its greatest value."""
+    if not values:
+        return ["nothing in this config changes over training"]
     width = max(map(len, values))
     return [f"{name:<{width}}  {_line(pairs)}" for name, pairs in values.items()]
 

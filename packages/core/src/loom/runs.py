@@ -19,6 +19,7 @@ from loom.record import read_records
 from loom.run_directory import CONFIG_FILE, GATES_FILE, RUN_FILE, STATUS_FILE
 
 DEPTH = 3  # runs/THREAD/NAME, or a folder above
+SWEEP_FILE = "sweep.json"
 EXIT_CODES = {"running": 0, "finished": 0, "stopped": 0, "gate_missed": 3}
 """State of a run -> exit code of `loom watch`; any other state is a 1."""
 
@@ -58,7 +59,9 @@ def find_runs(root: Path) -> list[Summary]:
 def _run_directories(folder: Path, depth: int) -> Iterator[Path]:
     if (folder / RUN_FILE).is_file() or (folder / STATUS_FILE).is_file():
         yield folder
-        return
+        if not (folder / SWEEP_FILE).is_file():
+            return
+        depth = DEPTH  # the runs of a sweep are below its own folder
     if depth == 0:
         return
     try:

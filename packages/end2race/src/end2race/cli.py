@@ -15,6 +15,11 @@ def _checks():
 
 
 app = application("end2race", end2race.__doc__, checks=_checks)
+# The notes write --data_root; every command and option is taken with underscores too.
+app.info.context_settings = {
+    **(app.info.context_settings or {}),
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+}
 main = partial(run_app, app)
 
 simulate.register(app)

@@ -5,7 +5,7 @@ learn to drive the embedded dataset in about a CPU-minute.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from loom.config import Config
 from loom.gates import Gate
@@ -22,6 +22,9 @@ class DataSection(Config):
     """Which windows of which dataset."""
 
     root: Path | None = Field(None, description="dataset folder; null: the embedded one")
+    camera_root: Path | None = Field(
+        None, description="dataset folder of the images, if they are not in root"
+    )
     train_split: str = "train"
     val_split: str = "valid"
     seq_len: int = Field(5, ge=1, description="frames of a window")
@@ -35,12 +38,31 @@ class DataSection(Config):
     prefetch: int = Field(0, ge=0, description="batches that a thread reads in advance")
 
 
+class ActionWeights(NamedTuple):
+    """Weights of the errors against the expert: wheel angle, speed, first differences."""
+
+    steer: float = 1.0
+    speed: float = 0.05
+    smooth: float = 0.0
+
+
 class ActionLossSection(Config):
     """Weights of the errors against the expert."""
 
-    steer_weight: NonNegative = 1.0
+    steer_weight: NonNegative | None = Field(
+        None,
+        description="null: 1, or 0.1 where a student has few labels and a teacher, whom errors in "
+        "squared degrees would drown",
+    )
     speed_weight: NonNegative = 0.05
     smooth_weight: NonNegative = 0.0
+
+    def weights(self, *, few_labels_and_a_teacher: bool = False) -> ActionWeights:
+        """Return the weights, that of steering filled in."""
+        steer = self.steer_weight
+        if steer is None:
+            steer = 0.1 if few_labels_and_a_teacher else 1.0
+        return ActionWeights(steer, self.speed_weight, self.smooth_weight)
 
 
 class DistillationSection(Config):
@@ -164,10 +186,16 @@ class StudentConfig(DriverConfig):
         (), description="names of the segments whose expert labels are used; empty: by fraction"
     )
     labelled_share: Fraction = Field(
-        0.25,
+        0.125,
         description="share of each batch that is drawn from the labelled windows, where the "
         "others are not all labelled",
     )
+
+    @property
+    def action_weights(self) -> ActionWeights:
+        """The weights of the errors against the label."""
+        few_labels = self.label_fraction < 1 or bool(self.labelled_segments)
+        return self.loss.weights(few_labels_and_a_teacher=few_labels and self.kd.has_teacher)
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> "StudentConfig":

@@ -68,8 +68,7 @@ def run_demo(
 def train_students(run: Run[DemoConfig], data: Path, teacher: Path, cache: Path) -> dict[str, Path]:
     """Train a student by itself and one with the teacher; return their runs.
 
-    The taught one begins from the teacher's layers behind the view. Its own labels count little:
-    in squared degrees, two windows of a sharp curve would drown what the teacher says.
+    The taught one begins from the teacher's layers behind the view.
     """
     settings = [
         f"seed={run.config.seed}",
@@ -81,8 +80,6 @@ def train_students(run: Run[DemoConfig], data: Path, teacher: Path, cache: Path)
         f"kd.cache_dir={cache}",
         f"init_path={teacher}",
         "init_strict=false",
-        "labelled_share=0.125",
-        "loss.steer_weight=0.1",
     ]
     students = {}
     for name, own in (("BC", []), ("KD", taught)):

@@ -23,6 +23,7 @@ from end2race.driving import Driving, answer, blanked
 
 ACTION_NAMES = ("steer", "speed")
 OVERALL_WEIGHTS = (1.0, 0.05)
+LEAK_SHARE = 0.5  # of the speed's variance; a blinded model must leave more than that unexplained
 
 
 class ActionErrors:
@@ -188,15 +189,37 @@ class OpenLoop:
     def to_json(self) -> dict[str, Any]:
         """Return all figures as plain values."""
         samples = self.drivers["model"].count
-        return {"drivers": self.rows(), "samples": samples, "blanked_speed_unexplained": self.leak}
+        return {
+            "drivers": self.rows(),
+            "samples": samples,
+            "blanked_speed_unexplained": self.leak,
+            "leak": self.leak_line,
+        }
 
     @property
     def leak(self) -> float | None:
         """Return what share of the speed's variance the blanked model leaves unexplained.
 
-        Near 0 the speed label can be read off the speed input; None where the speed is constant.
+        Near 0 the model reads the speed label off the speed input; None where the speed is
+        constant.
         """
-        errors = self.drivers["blanked"]
+        return self._speed_unexplained("blanked")
+
+    @property
+    def leak_line(self) -> str:
+        """Say whether the model reads its speed off the inputs instead of the sensor."""
+        share, copied = self.leak, self._speed_unexplained("copycat")
+        if share is None or copied is None:
+            return "[leak] the speed label is constant: nothing can be said about a leak"
+        verdict = "no leak" if share > LEAK_SHARE else "LEAK: the label is read off the inputs"
+        return (
+            f"[leak] {verdict}: without its sensor the model leaves {share:.2f} of the speed's "
+            f"variance unexplained (more than {LEAK_SHARE} is asked; repeating the present speed "
+            f"leaves {copied:.2f})"
+        )
+
+    def _speed_unexplained(self, driver: str) -> float | None:
+        errors = self.drivers[driver]
         variance = errors.target_variance[1]
         mse = errors.metrics()["speed_mse"]
         return None if variance == 0 or mse is None else float(mse / variance)

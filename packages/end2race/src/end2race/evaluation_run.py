@@ -17,6 +17,7 @@ from loom.files import read_text, write_atomic, write_json
 from end2race.cache.info import Expected
 from end2race.cache.store import TeacherCache
 from end2race.data.batches import Batch, BatchReader
+from end2race.data.camera_root import join_camera
 from end2race.data.dataset import Dataset, open_dataset
 from end2race.data.windows import Window, windows
 from end2race.driving import sensor_of
@@ -30,6 +31,7 @@ def evaluate_driver(
     checkpoint: Path,
     *,
     data_root: Path | None,
+    camera_root: Path | None,
     split: str,
     seq_len: int | None,
     batch_size: int,
@@ -47,6 +49,7 @@ def evaluate_driver(
         kind: `teacher` or `student`.
         checkpoint: Run directory, checkpoint or model file.
         data_root: The dataset; the embedded one if None.
+        camera_root: The dataset of the images, if they are not there.
         split: Which windows.
         seq_len: Frames of a window; as in training if None.
         batch_size: Windows at a time; changes no figure beyond rounding.
@@ -66,6 +69,8 @@ def evaluate_driver(
     restored.model.to(choose_device(device))
     root = data_root if data_root is not None else default_dataset(say)
     dataset = open_dataset(root, (split,))
+    if camera_root is not None:
+        dataset = join_camera(dataset, camera_root, (split,))
     listed = windows(dataset, split, seq_len or restored.file.seq_len)
     camera = sensor_of(restored.model) == "camera"
     reader = BatchReader(dataset, listed, images=camera, points=not camera)
@@ -85,6 +90,7 @@ def evaluate_driver(
         (f"{split} ({judged.drivers['model'].count:,})", *columns),
         [(driver, *(found[column] for column in columns)) for driver, found in rows.items()],
     )
+    say(judged.leak_line)
     if csv_path is not None:
         named = {"split": split, "ckpt": str(checkpoint)}
         append_row(csv_path, {**named, **rows["model"], **extra})

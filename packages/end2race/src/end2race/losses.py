@@ -24,7 +24,7 @@ from loom.loop import Term
 from torch import Tensor, nn
 from torch.nn import functional
 
-from end2race.config import ActionLossSection, DistillationSection
+from end2race.config import ActionWeights, DistillationSection
 from end2race.models.presets import Preset
 
 TERM_OF_FIELD = {
@@ -58,7 +58,7 @@ class TeacherAnswers:
 
 
 def behaviour_cloning(
-    actions: Tensor, target: Tensor, labelled: Tensor, weights: ActionLossSection
+    actions: Tensor, target: Tensor, labelled: Tensor, weights: ActionWeights
 ) -> dict[str, Term]:
     """Compare actions with the expert's: means over all windows, zero for those without a label.
 
@@ -74,12 +74,12 @@ def behaviour_cloning(
     labelled = labelled.to(actions.device)
     error = (actions - target.to(actions.device)) * labelled[:, None, None]
     terms = {
-        "steer": Term(error[..., 0].square().mean(), weights.steer_weight),
-        "speed": Term(error[..., 1].square().mean(), weights.speed_weight),
+        "steer": Term(error[..., 0].square().mean(), weights.steer),
+        "speed": Term(error[..., 1].square().mean(), weights.speed),
     }
-    if weights.smooth_weight > 0:
+    if weights.smooth > 0:
         change = error.diff(dim=1).square()
-        terms["smooth"] = Term(change.sum() / max(change.numel(), 1), weights.smooth_weight)
+        terms["smooth"] = Term(change.sum() / max(change.numel(), 1), weights.smooth)
     return terms
 
 

@@ -22,7 +22,7 @@ from end2race.data.batches import BatchReader
 from end2race.data.windows import Window
 from end2race.losses import TeacherAnswers
 from end2race.memory.bank import MemoryBank
-from end2race.memory.recollection import describe_all
+from end2race.memory.recollection import describe_all, excluded_frames
 from end2race.training import Drives
 
 Ask = Callable[[Sequence[str]], TeacherAnswers]
@@ -71,6 +71,7 @@ class RememberingTeacher:
         fields: Which fields.
         k: Neighbours.
         tau: Temperature of their weights.
+        exclude_frames: As in `MemoryBank.recall`.
     """
 
     def __init__(
@@ -82,9 +83,11 @@ class RememberingTeacher:
         *,
         k: int,
         tau: float,
+        exclude_frames: int | None = None,
     ) -> None:
         self._cached, self._bank, self._vectors = cached, bank, vectors
         self._fields, self._k, self._tau = tuple(fields), k, tau
+        self._exclude_frames = exclude_frames
 
     def __call__(self, keys: Sequence[str]) -> TeacherAnswers:
         """Return the answers about windows; recalled ones count by their confidence."""
@@ -101,6 +104,7 @@ class RememberingTeacher:
             k=self._k,
             tau=self._tau,
             fields=self._fields,
+            exclude_frames=self._exclude_frames,
         )
         told = _placed(recalled.fields, asked, len(keys), recalled.confidence)
         if known is None:
@@ -163,7 +167,15 @@ def open_teaching(
         run.info(
             f"[kd] the memory of {len(bank.windows):,} windows is asked about {len(vectors):,}"
         )
-        ask = RememberingTeacher(cached, bank, vectors, fields, k=section.topk, tau=section.tau)
+        ask = RememberingTeacher(
+            cached,
+            bank,
+            vectors,
+            fields,
+            k=section.topk,
+            tau=section.tau,
+            exclude_frames=excluded_frames(bank, drives.dataset, config.data.train_split),
+        )
         return Teaching(ask, bank.cache.info.fields)
     if cache is None or cached is None:
         return None

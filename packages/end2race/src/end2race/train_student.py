@@ -55,10 +55,12 @@ def train_student(config: StudentConfig, run: Run) -> tuple[CameraBEVStudent, Fi
         windows = draw(step, shard)
         return StudentBatch(windows, teaching.ask(windows.keys) if teaching else None)
 
+    weights = config.action_weights
+
     def loss(model: CameraBEVStudent, batch: StudentBatch, step: int) -> Losses:
         windows = batch.windows
         actions, _, aux = answer(model, windows, distillation.aux if distillation else ())
-        terms = behaviour_cloning(actions, windows.actions, windows.labelled, config.loss)
+        terms = behaviour_cloning(actions, windows.actions, windows.labelled, weights)
         if distillation is None or batch.teacher is None:
             return Losses(terms)
         terms |= distillation.terms(actions, aux, batch.teacher.to(actions.device))
@@ -123,5 +125,7 @@ def announce(run: Run, config: StudentConfig, drives: Drives) -> None:
         f"[data] {labelled:,} of {len(drives.train):,} training windows of "
         f"{config.data.seq_len} frames carry the expert's label"
     )
+    steer, speed, _ = config.action_weights
+    run.info(f"[loss] against labels: {steer:g} x degrees^2 + {speed:g} x (m/s)^2")
     if not config.kd.has_teacher:
         run.info("[kd] no teacher cache: behaviour cloning alone (--teacher-cache-dir takes one)")

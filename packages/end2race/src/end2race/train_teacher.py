@@ -26,9 +26,11 @@ def train_teacher(config: TeacherConfig, run: Run) -> tuple[LiDARBEVTeacher, Fit
     file = ModelFile(kind="teacher", preset=config.preset, seq_len=config.data.seq_len)
     model: LiDARBEVTeacher = new_model(config, run, file)
 
+    weights = config.loss.weights()
+
     def loss(model: LiDARBEVTeacher, batch: Batch, step: int) -> Losses:
         actions = answer(model, batch)[0]
-        return Losses(behaviour_cloning(actions, batch.actions, batch.labelled, config.loss))
+        return Losses(behaviour_cloning(actions, batch.actions, batch.labelled, weights))
 
     result = train_driver(
         config,

@@ -23,6 +23,7 @@ from loom.sampling import draw_rng, epoch_indices
 from end2race.augment import colour_maps, mix_colours
 from end2race.config import DriverConfig, TrainSection
 from end2race.data.batches import Batch, BatchReader
+from end2race.data.camera_root import join_camera
 from end2race.data.dataset import Dataset, open_dataset
 from end2race.data.windows import Window, windows
 from end2race.driving import Driving
@@ -71,6 +72,8 @@ def open_drives(
     validates = config.train.validate_interval is not None
     splits = (data.train_split, data.val_split) if validates else (data.train_split,)
     dataset = open_dataset(data.root, splits)
+    if data.camera_root is not None and sensor == "camera":
+        dataset = join_camera(dataset, data.camera_root, splits)
     declared = dataset.info.lidar_num_features
     if data.lidar_num_features not in (None, declared):
         raise UserError(

@@ -130,6 +130,7 @@ def print_open_loop(judged: OpenLoop) -> None:
     """Print the drivers, one line each."""
     rows = [(name, *(found[key] for key in COLUMNS)) for name, found in judged.rows().items()]
     print_table(("open loop", *COLUMNS), rows)
+    typer.echo(judged.leak_line)
 
 
 def write_report(directory: Path) -> Path:
@@ -141,8 +142,8 @@ def write_report(directory: Path) -> Path:
         path = directory / OPEN_LOOP_FILE
         if not path.is_file():
             return
-        drivers = read_json(path)["drivers"]
-        rows = [(name, *(found[key] for key in COLUMNS)) for name, found in drivers.items()]
+        judged = read_json(path)
+        rows = [(name, *(row[key] for key in COLUMNS)) for name, row in judged["drivers"].items()]
         report.heading("Open loop, on the validation windows")
         report.table(("driver", *COLUMNS), rows)
         report.text(
@@ -150,5 +151,7 @@ def write_report(directory: Path) -> Path:
             "sensor; the copycat repeats the last wheel angle and the present speed, and would "
             "drive into the first wall: open-loop errors do not rank drivers."
         )
+        if "leak" in judged:
+            report.text(judged["leak"])
 
     return run_report(directory, judgement).write(directory / "report.html")

@@ -36,7 +36,7 @@ from featdistill.evaluate import Evaluation, FramePair, evaluate_frames
 from featdistill.gaussians import Gaussians
 from featdistill.models.student import Student, render_image
 from featdistill.summary import append_summary
-from featdistill.supervision import render_frames
+from featdistill.teacher_frames import each_frame
 
 FrameSource = Callable[[int], np.ndarray]
 """Number of a frame to premultiplied floats [h, w, 4]."""
@@ -181,11 +181,9 @@ def write_teacher_views(
     gaussians: Gaussians, cameras: Cameras, folder: Path, background: str = "white"
 ) -> None:
     """Render views of a teacher into a render folder."""
-    frames = render_frames(gaussians, cameras)
-    for number in range(len(cameras)):
-        alpha = 1 - frames.transmittance[number]
-        rgba = torch.cat([frames.rgb[number], alpha[..., None]], dim=-1)
-        write_frame(folder, number, rgba, depth=frames.depth[number], background=background)
+    for number, frame in enumerate(each_frame(gaussians, cameras)):
+        rgba = torch.cat([frame.rgb[0], 1 - frame.transmittance[0, ..., None]], dim=-1)
+        write_frame(folder, number, rgba, depth=frame.depth[0], background=background)
 
 
 def truth_frames(truth: Views) -> FrameSource:

@@ -91,7 +91,7 @@ class Cameras:
         """Return the rays through the centres of pixels.
 
         Args:
-            view: Index of the view of each ray, [r] int64.
+            view: Index of the view of each ray, [r] int64, or [1] for all.
             pixels: Integer pixel (x, y) of each ray, [r, 2]; a float is an offset from the same
                 grid, so (x + 0.25, y) passes a quarter of a pixel right of the centre.
         """
@@ -101,13 +101,14 @@ class Cameras:
         y = (self.height / 2 - offset[:, 1]) / self.focal_px
         in_camera = torch.stack([x, y, -torch.ones_like(x)], dim=-1)
         in_world = torch.einsum("rij,rj->ri", poses[:, :3, :3], in_camera)
-        return Rays(poses[:, :3, 3], torch.nn.functional.normalize(in_world, dim=-1))
+        origins = poses[:, :3, 3].expand(len(pixels), 3)
+        return Rays(origins, torch.nn.functional.normalize(in_world, dim=-1))
 
     def image_rays(self, view: int) -> Rays:
         """Return the rays of a whole image in row-major order, [height * width, 3] each."""
         y, x = torch.meshgrid(torch.arange(self.height), torch.arange(self.width), indexing="ij")
         pixels = torch.stack([x, y], dim=-1).reshape(-1, 2)
-        return self.rays(torch.full((len(pixels),), view), pixels)
+        return self[view].rays(torch.zeros(1, dtype=torch.int64), pixels)
 
     def project(self, view: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Project world points: the inverse of `rays`.

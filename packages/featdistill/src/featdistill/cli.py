@@ -8,6 +8,7 @@ import typer
 from loom.cli import (
     Archive,
     ConfigOption,
+    ExecutorOption,
     JsonOption,
     Overrides,
     Resume,
@@ -154,11 +155,12 @@ def export(
 @app.command()
 def gate(
     results: Annotated[Path, typer.Argument(help="Run directory, or JSON file of `eval`.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Hold scores against the gates; exit code 3 for a gate that is missed or not evaluated."""
     from featdistill.scoring import gate_code
 
-    raise typer.Exit(gate_code(results))
+    raise typer.Exit(gate_code(results, as_json=as_json))
 
 
 @app.command()
@@ -197,13 +199,18 @@ def study(
     opacity_target: Annotated[
         float, typer.Option(min=0, max=1, help="Constant opacity, against the teacher's alpha.")
     ] = 0.05,
-    slots: Annotated[int, typer.Option(min=1, help="Trainings at once.")] = 1,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at once (default: 1, or a whole cluster).")
+    ] = None,
+    executor: ExecutorOption = "local",
     resume: Resume = False,
 ) -> None:
     """Train with and without feature losses, seed by seed, and say what they are worth.
 
     Without data.scene and data.teacher it trains on the embedded brick model.
     """
+    from loom import jobs
+
     from featdistill.study import REPORT_FILE, Settings, markdown, run_study
 
     try:
@@ -211,7 +218,14 @@ def study(
     except ValueError:
         raise typer.BadParameter(f"--seeds {seeds}: whole numbers with commas") from None
     settings = Settings(chosen, l2_weight, cos_weight, opacity_weight, opacity_target)
-    well = run_study(settings, overrides or (), root, slots=slots, resume=resume, say=typer.echo)
+    well = run_study(
+        settings,
+        overrides or (),
+        root,
+        executor=jobs.executor(executor, slots),
+        resume=resume,
+        say=typer.echo,
+    )
     typer.echo(markdown(root))
     typer.echo(f"report: {root / REPORT_FILE}")
     raise typer.Exit(0 if well else 1)

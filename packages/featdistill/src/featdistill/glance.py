@@ -13,7 +13,8 @@ from featdistill.config import TrainConfig
 from featdistill.distillation import Distillation
 from featdistill.features import FeatureScaling
 from featdistill.models.student import Student, render_image, render_rays
-from featdistill.supervision import RaySampler, render_frames
+from featdistill.supervision import RaySampler
+from featdistill.teacher_frames import foreground, render_frames
 from featdistill.teacher_views import Teacher
 
 FEATURE_RAYS, FEATURE_VIEWS = 512, 4
@@ -34,7 +35,7 @@ class Glance:
         self.feature_batches = []
         if config.feature_pipeline.enabled:
             sampler = RaySampler(
-                self.frames,
+                foreground(self.frames.cameras, [self.frames]),
                 teacher.gaussians,
                 FeatureScaling.of(teacher.gaussians),
                 rays=FEATURE_RAYS,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import typer
 from loom.config import resolve
 from loom.drawing import print_table
 from loom.errors import UserError
@@ -92,11 +94,12 @@ def verdict_of(result: GateResult) -> str:
     return "passed" if result.passed else "MISSED"
 
 
-def gate_code(path: Path) -> int:
+def gate_code(path: Path, *, as_json: bool = False) -> int:
     """Hold stored scores against the gates and print each; return the exit code.
 
     Args:
         path: A run directory that was judged, or a JSON file of `eval pipeline`.
+        as_json: Whether to print JSON.
     """
     if path.is_dir():
         results = read_results(path)
@@ -108,7 +111,10 @@ def gate_code(path: Path) -> int:
     if not isinstance(content, dict) or not isinstance(content.get("means"), dict):
         raise UserError(f"{path} holds no mean scores", hint="give a file of `eval pipeline`")
     answers = gate_results(stored_means(content))
-    print_gates(answers)
+    if as_json:
+        typer.echo(json.dumps([asdict(answer) for answer in answers], indent=2))
+    else:
+        print_gates(answers)
     return 0 if all(answer.passed for answer in answers) else GATE_MISSED
 
 
@@ -139,7 +145,7 @@ def _other_splits(run: Path, scratch: Path, background: str) -> dict[str, Path]:
     """Render what a run's teacher shows of the training views, to recognise a wrong split."""
     if not (run / "run.json").is_file():
         return {}
-    teacher = teacher_of(resolve(TrainConfig, run / "config.yaml").config.data)
+    teacher = teacher_of(resolve(TrainConfig, run / "config.yaml").config.data, run)
     count = min(len(teacher.training), OTHER_SPLIT_VIEWS)
     write_teacher_views(teacher.gaussians, teacher.training[:count], scratch, background)
     return {"train": scratch}

@@ -17,7 +17,7 @@ from typing import Any
 from loom.errors import UserError
 from loom.evaluation.statistics import Interval, mean_interval
 from loom.files import read_json, write_json
-from loom.jobs import Job, Local, Sweep
+from loom.jobs import Executor, Job, Local, Sweep
 from loom.report import Cell, Report
 from loom.runs import last_metrics
 
@@ -110,18 +110,20 @@ def run_study(
     overrides: Sequence[str],
     root: Path,
     *,
-    slots: int = 1,
+    executor: Executor | None = None,
     resume: bool = False,
     say: Callable[[str], Any] = print,
 ) -> bool:
-    """Run what is not done and write the table; return whether every training went well."""
+    """Run what is not done and write the table; return whether every training went well.
+
+    Without an executor the trainings run here, one after the other.
+    """
     if not any(each.startswith(_DATA) for each in overrides):  # once, before trainings need it
         embedded_scene(say)
         embedded_teacher(say)
     well = True
-    for event in Local(slots).run(
-        plan(settings, overrides, root), root, resume=resume, retry_failed=True
-    ):
+    sweep = plan(settings, overrides, root)
+    for event in (executor or Local()).run(sweep, root, resume=resume, retry_failed=True):
         say(str(event))
         well &= event.kind not in ("failed", "interrupted")
     write_study(settings, overrides, root)

@@ -12,15 +12,13 @@ import torch
 from loom.sampling import Shard, draw_rng
 from torch import Tensor
 
-from featdistill.cameras import Cameras
 from featdistill.features import FeatureScaling, gaussian_features
 from featdistill.gaussians import Gaussians
 from featdistill.losses import RayTargets
 from featdistill.models.field import mix_channels, query_field
-from featdistill.models.raster import render, render_pixels
+from featdistill.models.raster import render_pixels
+from featdistill.teacher_frames import Foreground
 
-FOREGROUND_ALPHA = 0.01
-FOREGROUND_MARGIN_PX = 2
 POINT_POOL = 1_000_000
 FEATURE_POOL = 65_536
 
@@ -52,52 +50,12 @@ class PointBatch(NamedTuple):
     rgb: Tensor  # [n, 3]
 
 
-class TeacherFrames(NamedTuple):
-    """The teacher's renders of n views of the same size."""
-
-    cameras: Cameras
-    rgb: Tensor  # [n, h, w, 3] premultiplied
-    transmittance: Tensor  # [n, h, w]
-    depth: Tensor  # [n, h, w] alpha-weighted mean distance along the ray, world units
-
-    def on_background(self, value: float) -> Tensor:
-        """The frames as 8-bit pictures [n, h, w, 3] on a grey background of this value."""
-        rgb = self.rgb + self.transmittance[..., None] * value
-        return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def render_frames(gaussians: Gaussians, cameras: Cameras, impl: str = "auto") -> TeacherFrames:
-    """Render every view of the teacher."""
-    rgb, transmittance, depth = [], [], []
-    with torch.no_grad():
-        for index in range(len(cameras)):
-            view = render(gaussians, cameras[index], impl=impl)
-            alpha = (1 - view.transmittance).clamp_min(1e-6)
-            rgb.append(view.rgb)
-            transmittance.append(view.transmittance)
-            depth.append(view.depth / alpha)
-    stretch = _distance_per_depth(cameras)
-    return TeacherFrames(
-        cameras, torch.stack(rgb), torch.stack(transmittance), torch.stack(depth) * stretch
-    )
-
-
-def _distance_per_depth(cameras: Cameras) -> Tensor:
-    """Length of each pixel's ray per unit of depth along the optical axis, [h, w]."""
-    y, x = torch.meshgrid(
-        torch.arange(cameras.height) + 0.5 - cameras.height / 2,
-        torch.arange(cameras.width) + 0.5 - cameras.width / 2,
-        indexing="ij",
-    )
-    return (1 + (x.square() + y.square()) / cameras.focal_px**2).sqrt()
-
-
 class RaySampler:
     """Random rays over the pixels where the teacher shows something, and a margin around them."""
 
     def __init__(
         self,
-        frames: TeacherFrames,
+        foreground: Foreground,
         gaussians: Gaussians,
         scaling: FeatureScaling,
         *,
@@ -106,10 +64,10 @@ class RaySampler:
         feature_alpha: float,
         seed: int,
     ) -> None:
-        """Index the foreground of the frames.
+        """Take the teacher's answers.
 
         Args:
-            frames: The teacher's renders.
+            foreground: The teacher's renders, as far as rays are drawn from them.
             gaussians: The teacher, which blends its features for the chosen pixels on demand.
             scaling: Standardises the features.
             rays: Rays per step over all processes.
@@ -117,34 +75,35 @@ class RaySampler:
             feature_alpha: Teacher opacity above which a ray has a feature target.
             seed: With the step, decides what is drawn.
         """
-        self.frames = frames
+        self.foreground = foreground
         self.gaussians = gaussians
         self.features = scaling.standardise(gaussian_features(gaussians))
         self.rays = rays
         self.feature_rays = feature_rays
         self.feature_alpha = feature_alpha
         self.seed = seed
-        self.pixels, self.first = _foreground(frames)  # flat indices, sorted by view
 
     def batch(self, step: int, shard: Shard) -> RayBatch:
         """This process's part of the rays of a step."""
         draw = draw_rng(self.seed, step, "rays")
-        views = torch.nonzero(self.first.diff()).flatten()
+        first, pixels = self.foreground.first, self.foreground.pixels
+        views = torch.nonzero(first.diff()).flatten()
         view = int(views[draw.integers(len(views))])
-        low, high = int(self.first[view]), int(self.first[view + 1])
+        low, high = int(first[view]), int(first[view + 1])
         chosen = torch.cat(
             [
                 torch.from_numpy(draw.integers(low, high, self.feature_rays)),
-                torch.from_numpy(draw.integers(0, len(self.pixels), self.rays - self.feature_rays)),
+                torch.from_numpy(draw.integers(0, len(pixels), self.rays - self.feature_rays)),
             ]
         )
         jitter = torch.from_numpy(draw.random(self.rays, dtype="float32"))
         carrying = len(range(shard.rank, self.feature_rays, shard.world))
         mine = slice(shard.rank, None, shard.world)
-        return self._look_up(self.pixels[chosen[mine]].long(), jitter[mine], carrying)
+        return self._look_up(chosen[mine], jitter[mine], carrying)
 
-    def _look_up(self, flat: Tensor, jitter: Tensor, carrying: int) -> RayBatch:
-        cameras = self.frames.cameras
+    def _look_up(self, chosen: Tensor, jitter: Tensor, carrying: int) -> RayBatch:
+        cameras, held = self.foreground.cameras, self.foreground
+        flat = held.pixels[chosen].long()
         per_view = cameras.width * cameras.height
         view, pixel = flat // per_view, flat % per_view
         xy = torch.stack([pixel % cameras.width, pixel // cameras.width], dim=-1)
@@ -158,28 +117,13 @@ class RaySampler:
             features = shown.channels / alpha.clamp_min(1e-6)[:, None]
             opaque = alpha > self.feature_alpha
         targets = RayTargets(
-            self.frames.rgb.view(-1, 3)[flat],
-            self.frames.transmittance.view(-1)[flat],
-            self.frames.depth.view(-1)[flat],
+            held.rgb[chosen].float(),
+            held.transmittance[chosen].float(),
+            held.depth[chosen],
             features,
             opaque,
         )
         return RayBatch(rays.origins, rays.directions, jitter.contiguous(), targets)
-
-
-def _foreground(frames: TeacherFrames) -> tuple[Tensor, Tensor]:
-    """Flat indices of the pixels worth drawing, and where each view's begin (n + 1 entries)."""
-    size = 2 * FOREGROUND_MARGIN_PX + 1
-    kept, counts = [], [0]
-    for view, transmittance in enumerate(frames.transmittance):
-        shown = (1 - transmittance > FOREGROUND_ALPHA).float()
-        wide = torch.nn.functional.max_pool2d(
-            shown[None, None], size, stride=1, padding=FOREGROUND_MARGIN_PX
-        )
-        flat = torch.nonzero(wide.flatten()).flatten()
-        kept.append((flat + view * transmittance.numel()).to(torch.int32))
-        counts.append(len(flat))
-    return torch.cat(kept), torch.tensor(counts).cumsum(0)
 
 
 class FeaturePointSampler:

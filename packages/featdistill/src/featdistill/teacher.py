@@ -1,8 +1,9 @@
 """Fit a 3D Gaussian Splatting teacher to the posed images of a scene.
 
 The gaussians start on the visual hull of the silhouettes, as many as the configuration says, and
-their number stays: gaussians that have become invisible are moved onto others (relocation.py). Each
-step renders one training view. The images are compared over random backgrounds, which alone tells
+their number stays: gaussians that have become invisible, or that `start.share` held back, are moved
+onto others (relocation.py). Each step renders one training view, at first on smaller images where
+`train.coarse` says so. The images are compared over random backgrounds, which alone tells
 white from empty: the square error in its closed-form expectation, the absolute error and the SSIM
 term over one drawn colour. Learning rates, backgrounds and relocations are pure functions of the
 seed and the step, so a resumed fit repeats an uninterrupted one bit for bit.
@@ -38,6 +39,7 @@ from featdistill.teacher_config import StartConfig, TeacherConfig
 ADAM_BETAS = (0.9, 0.99)  # the second moment forgets in about an epoch of 100 views
 ADAM_EPSILON = 1e-15  # gradients of a mean over pixels are small; 3DGS uses the same
 SOLID_LOGIT = 2.2  # opacity 0.9, for finding out which gaussians stand in front
+WAITING_LOGIT = -10.0  # opacity 5e-5: no pixel shows it
 SEEN_WEIGHT = 1e-3  # in pixels, over all views
 
 
@@ -57,22 +59,35 @@ def fit_teacher(config: TeacherConfig, run: Run) -> tuple[Gaussians, FitResult]:
         UserError: the scene is missing or damaged, or its silhouettes have no common volume.
     """
     train, test = read_scene(config, run)
-    model = GaussianModel(start_gaussians(config, train, run.rng("start")))
+    stages = {1: train} | {
+        stage.divisor: _smaller(config, train, stage.divisor) for stage in config.train.coarse
+    }
+    first = stages[config.train.divisor_at(0)]
+    model = GaussianModel(start_gaussians(config, first, run.rng("start")))
     optimizer = torch.optim.Adam(
         model.groups(), lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
     )
     state = TrainState(model, optimizer)
     run.info(f"{config.gaussians} gaussians, {len(train)} training views")
+
+    def announce(step: int) -> None:
+        divisor = config.train.divisor_at(step)
+        if config.train.coarse and (not step or divisor != config.train.divisor_at(step - 1)):
+            cameras = stages[divisor].cameras
+            run.info(f"[stage] images of {cameras.width}x{cameras.height} from step {step}")
+
+    samplers = {divisor: TargetSampler(views, config.seed) for divisor, views in stages.items()}
     with cores_for_kernels():
         result = fit(
             run,
             state,
             steps=config.train.max_steps,
-            batch=TargetSampler(train, config.seed),
+            batch=lambda step, shard: samplers[config.train.divisor_at(step)](step, shard),
             loss=TeacherLoss(config),
             lr=config.train.lr_at,
             evaluate=Every(config.evaluation.interval, TestViews(test, config.evaluation.frames)),
             gates=config.gates,
+            before_step=announce,
             after_step=Relocation(config, model, optimizer),
             log_interval=config.log_interval,
             checkpoint_interval=config.checkpoint_interval,
@@ -97,9 +112,25 @@ def read_scene(config: TeacherConfig, run: Run) -> tuple[Views, Views]:
     return views["train"], views["test"]
 
 
+def _smaller(config: TeacherConfig, train: Views, divisor: int) -> Views:
+    """Read the training views at a part of their width."""
+    width, rest = divmod(train.cameras.width, divisor)
+    if rest or config.data.scene is None:
+        raise UserError(
+            f"train.coarse: images {train.cameras.width} pixels wide have no whole width at "
+            f"divisor {divisor}"
+        )
+    return read_views(config.data.scene, "train", width=width)
+
+
 def start_gaussians(config: TeacherConfig, views: Views, rng: np.random.Generator) -> Gaussians:
-    """Spread gaussians over the surface, and partly the inside, of the visual hull; colour them."""
+    """Spread gaussians over the surface, and partly the inside, of the visual hull; colour them.
+
+    Those that `start.share` holds back are too faint for any pixel and wait for their relocation.
+    """
     start, n = config.start, config.gaussians
+    waiting = config.waiting_at(0)
+    n -= waiting
     means, spacing = _hull_points(start, views, n, rng)
     grey = Gaussians(
         means=means,
@@ -110,7 +141,11 @@ def start_gaussians(config: TeacherConfig, views: Views, rng: np.random.Generato
     )
     sh = grey.sh.clone()
     sh[:, 0] = sh_from_color(seen_colors(grey, views))
-    return replace(grey, sh=sh)
+    placed = replace(grey, sh=sh)
+    rows = torch.arange(n).repeat(-(-config.gaussians // n))[: config.gaussians]
+    start_set = placed.map(lambda tensor: tensor[rows])
+    start_set.opacity_logits[n:] = WAITING_LOGIT
+    return start_set
 
 
 def seen_colors(gaussians: Gaussians, views: Views) -> Tensor:
@@ -120,9 +155,9 @@ def seen_colors(gaussians: Gaussians, views: Views) -> Tensor:
     gradient of sum(channel x image) adds up the image, weighted, over the pixels of the gaussian.
     """
     solid = replace(gaussians, opacity_logits=torch.full((len(gaussians),), SOLID_LOGIT))
-    images = views.premultiplied()
     total = torch.zeros(len(gaussians), 4)
-    for index, image in enumerate(images):
+    for index in range(len(views)):
+        image = views[index].premultiplied()[0]
         channels = torch.zeros(len(gaussians), 4, requires_grad=True)
         shown = render(solid, views.cameras[index], channels=channels).channels
         total += torch.autograd.grad((shown * image).sum(), channels)[0]
@@ -163,11 +198,9 @@ class TargetSampler:
     """The view of a step: every view once per epoch, in an order of its own."""
 
     def __init__(self, views: Views, seed: int) -> None:
-        """Keep the images as premultiplied floats."""
+        """Keep the images as they are stored: as floats those of 800x800 take a gigabyte."""
+        self.views = views
         self.cameras = [views.cameras[i] for i in range(len(views))]
-        images = views.premultiplied()
-        self.rgb = images[..., :3].contiguous()
-        self.transmittance = 1 - images[..., 3]
         self.seed = seed
 
     def __call__(self, step: int, shard: Shard) -> Target:
@@ -175,11 +208,9 @@ class TargetSampler:
         world = shard.world
         view = int(epoch_indices(len(self.cameras), self.seed, step, world, shard)[0])
         background = draw_rng(self.seed, step, "background").random(3, dtype=np.float32)
+        image = self.views[view].premultiplied()[0]
         return Target(
-            self.cameras[view],
-            self.rgb[view],
-            self.transmittance[view],
-            torch.from_numpy(background),
+            self.cameras[view], image[..., :3], 1 - image[..., 3], torch.from_numpy(background)
         )
 
 
@@ -232,6 +263,7 @@ class Relocation:
         opacity = torch.sigmoid(self.model.opacity_logits.detach()).double()
         alive = opacity >= rule.opacity
         dead = (~alive).nonzero()[:, 0]
+        dead = dead[: max(0, len(dead) - config.waiting_at(done))]
         if not len(dead) or not alive.any():
             return
         chances = torch.where(alive, opacity, 0.0).numpy()

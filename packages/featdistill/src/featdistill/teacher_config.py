@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from loom.config import Config
 from loom.gates import Gate
 from loom.schedule import Schedule
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from featdistill.config import Fraction, NonNegative, Positive
 
@@ -30,6 +32,9 @@ class StartConfig(Config):
         0.0, description="share of the gaussians inside the hull, for what it cannot carve"
     )
     opacity: Fraction = 0.5
+    share: Fraction = Field(
+        1.0, gt=0, description="share of the gaussians that are there from the start"
+    )
     scale: Positive = Field(0.6, description="standard deviation in units of the spacing")
 
 
@@ -45,12 +50,36 @@ class LearningRates(Config):
     final: Fraction = Field(0.03, description="rate at the last step as a share of the first")
 
 
+class CoarseStage(Config):
+    """A part of the steps on smaller images, where a step costs less and reaches further."""
+
+    divisor: int = Field(ge=2, description="pixels of the final image per pixel, along one edge")
+    until: Fraction = Field(description="share of the steps at which it ends")
+
+
 class TeacherTrain(Config):
     """Steps and the optimiser."""
 
     max_steps: int = Field(5_000, ge=1)
+    coarse: tuple[CoarseStage, ...] = Field(
+        (), description="stages before the final resolution, in their order"
+    )
     lr: LearningRates = LearningRates()
     sh_from: Fraction = Field(0.08, description="share of the steps without view dependence")
+
+    @model_validator(mode="after")
+    def _stages_follow_each_other(self) -> TeacherTrain:
+        ends = [stage.until for stage in self.coarse]
+        if any(after <= before for before, after in itertools.pairwise(ends)):
+            raise ValueError(f"train.coarse: the stages end at {ends}, which does not rise")
+        return self
+
+    def divisor_at(self, step: int) -> int:
+        """Pixels of the final image per pixel of the update after `step` completed ones."""
+        for stage in self.coarse:
+            if step < stage.until * self.max_steps:
+                return stage.divisor
+        return 1
 
     def lr_at(self, step: int) -> dict[str, float]:
         """Learning rate per group of the update after `step` completed ones."""
@@ -91,6 +120,9 @@ class RelocationConfig(Config):
     begin: Fraction = 0.05
     end: Fraction = 0.8
     opacity: Fraction = Field(0.005, description="opacity below which a gaussian counts as dead")
+    grown: Fraction = Field(
+        0.6, description="share of the steps at which all gaussians take part (start.share < 1)"
+    )
 
 
 class TeacherEvaluation(Config):
@@ -115,6 +147,14 @@ class TeacherConfig(Config):
     gates: tuple[Gate, ...] = ()
     log_interval: int = Field(50, ge=1)
     checkpoint_interval: int = Field(1_000, ge=1)
+
+    def waiting_at(self, step: int) -> int:
+        """How many gaussians have not been placed yet after `step` updates."""
+        waiting = self.gaussians - max(1, round(self.start.share * self.gaussians))
+        begin, grown = self.relocation.begin, max(self.relocation.grown, self.relocation.begin)
+        done = step / self.train.max_steps - begin
+        left = 1.0 if done < 0 else max(0.0, 1 - done / (grown - begin)) if grown > begin else 0.0
+        return math.ceil(waiting * left)
 
     def schedules(self) -> dict[str, Schedule]:
         """Every value of the configuration that changes with the step."""

@@ -1,18 +1,25 @@
-"""A teacher and the cameras that it is seen from, as a configuration names them."""
+"""A teacher and the cameras that it is seen from, as a configuration names them.
+
+A run keeps copies of both in `inputs/`, so that it can be looked at and judged again when it has
+moved, or when the files have that its configuration names, perhaps by relative paths.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from loom.errors import UserError
+from loom.files import read_json, write_atomic
 from loom.run import Run
 
 from featdistill.cameras import Cameras, orbit_poses
 from featdistill.config import FEATURE_DIM, DataSection
 from featdistill.data.nerf_synthetic import read_cameras
 from featdistill.data.ply import ply_of, read_ply
+from featdistill.data.png import make_folder
 from featdistill.gaussians import Gaussians
 from featdistill.models import field
 
@@ -28,17 +35,24 @@ class Teacher(NamedTuple):
 
 def read_teacher(data: DataSection, run: Run) -> Teacher:
     """Read the teacher and the cameras, and register what the run depends on."""
-    teacher = teacher_of(data)
-    if data.teacher is not None:
+    teacher = teacher_of(data, run.dir)
+    if data.teacher is not None and data.teacher.exists():
         run.use("teacher", ply_of(data.teacher))
     for split in ("train", "test"):
-        run.use(f"{split}_cameras", camera_file(data, split))
+        path = camera_file(data, split)
+        if path.exists():
+            run.use(f"{split}_cameras", path)
     run.info(f"loaded gaussian teacher features with dimension {FEATURE_DIM}")
     return teacher
 
 
-def teacher_of(data: DataSection) -> Teacher:
+def teacher_of(data: DataSection, run: Path | None = None) -> Teacher:
     """Read the teacher and the cameras that a configuration names.
+
+    Args:
+        data: What to read.
+        run: Directory of the run that the configuration belongs to: its copies stand in for files
+            that are no longer where they were.
 
     Raises:
         UserError: One of them is not named, missing or damaged.
@@ -49,14 +63,43 @@ def teacher_of(data: DataSection) -> Teacher:
             hint="give data.scene=FOLDER data.teacher=point_cloud.ply, or neither for the "
             "embedded brick model",
         )
-    gaussians = read_ply(ply_of(data.teacher))
+    gaussians = read_ply(ply_of(_or_copy(data.teacher, run, "point_cloud.ply")))
     cameras = {
-        split: read_cameras(camera_file(data, split), width=data.width)
+        split: read_cameras(
+            _or_copy(camera_file(data, split), run, f"transforms_{split}.json"), width=data.width
+        )
         for split in ("train", "test")
     }
     centre = field.bounding_box(gaussians).mean(dim=0)
     distance = (cameras["train"].centres - centre).norm(dim=1).mean().item()
     return Teacher(gaussians, cameras["train"], cameras["test"], distance)
+
+
+def remember_inputs(data: DataSection, run: Path) -> None:
+    """Copy the teacher and the camera files into a run's `inputs/`, where they are not yet there.
+
+    A camera file that leaves the size of its images to the images gets it written down.
+    """
+    make_folder(run / "inputs")
+    if data.teacher is not None and not _copy(run, "point_cloud.ply").exists():
+        write_atomic(_copy(run, "point_cloud.ply"), ply_of(data.teacher).read_bytes())
+    for split in ("train", "test"):
+        to = _copy(run, f"transforms_{split}.json")
+        if not to.exists():
+            path = camera_file(data, split)
+            cameras = read_cameras(path, width=data.width)
+            size = {"w": cameras.width, "h": cameras.height}
+            write_atomic(to, json.dumps(read_json(path) | size))
+
+
+def _copy(run: Path, name: str) -> Path:
+    return run / "inputs" / name
+
+
+def _or_copy(path: Path, run: Path | None, name: str) -> Path:
+    if run is None or path.exists() or not _copy(run, name).exists():
+        return path
+    return _copy(run, name)
 
 
 def camera_file(data: DataSection, split: str) -> Path:

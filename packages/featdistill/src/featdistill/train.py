@@ -29,10 +29,9 @@ from featdistill.supervision import (
     PointSampler,
     RayBatch,
     RaySampler,
-    TeacherFrames,
-    render_frames,
 )
-from featdistill.teacher_views import Teacher, read_teacher, with_extra_poses
+from featdistill.teacher_frames import Foreground, each_frame, foreground
+from featdistill.teacher_views import Teacher, read_teacher, remember_inputs, with_extra_poses
 
 MASK_COLLAPSE = 0.05
 MASK_COLLAPSE_RECORDS = 3
@@ -53,16 +52,16 @@ class Supervision:
     """The batches of a run: points in volume phases, rays in image phases."""
 
     def __init__(
-        self, config: TrainConfig, teacher: Teacher, frames: TeacherFrames, student: Student
+        self, config: TrainConfig, teacher: Teacher, shown: Foreground, student: Student
     ) -> None:
         """Prepare both samplers; the pool of points only if a phase wants it."""
         features = config.feature_pipeline
         per_pixel = features.enabled and features.feature_source == "per_pixel"
         scaling = FeatureScaling.of(teacher.gaussians)
-        blur = field.screen_blur(frames.cameras.focal_px, teacher.typical_distance)
+        blur = field.screen_blur(shown.cameras.focal_px, teacher.typical_distance)
         self.phase_at = config.train.phase_at
         self.rays = RaySampler(
-            frames,
+            shown,
             teacher.gaussians,
             scaling,
             rays=config.train.rays,
@@ -159,8 +158,10 @@ def new_optimizer(student: Student) -> CellAdam:
 def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     """Distil, writing records, checkpoints and the final state into the run's directory."""
     teacher = read_teacher(config.data, run)
+    if run.is_main:
+        remember_inputs(config.data, run.dir)
     views = with_extra_poses(teacher.training, config.data.extra_poses, run.generator("poses"))
-    frames = render_frames(teacher.gaussians, views)
+    shown = foreground(views, each_frame(teacher.gaussians, views))
     run.info(f"Loaded teacher frames ({len(views)})")
     _announce(config, run)
 
@@ -168,7 +169,7 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     state = TrainState(student, new_optimizer(student), ema_decay=config.train.ema_decay)
     pruning = Pruning(config, student, run)
     state.extras["pruning"] = pruning
-    supervision = Supervision(config, teacher, frames, student)
+    supervision = Supervision(config, teacher, shown, student)
     glance = Glance(config, teacher)
     restarts = frozenset(_volume_ends(config.train.phases))
 

@@ -35,11 +35,11 @@ class Viewer:
         """Read both from a run.
 
         Raises:
-            UserError: There is no intact checkpoint, or the teacher is no longer where it was.
+            UserError: There is no intact checkpoint, or neither the teacher nor its copy is there.
         """
         restored = restore_student(run)
         self.student, self.step = restored.student, restored.step
-        self.teacher = teacher_of(restored.config.data)
+        self.teacher = teacher_of(restored.config.data, restored.run)
         self.cameras = self.teacher.evaluation
         self.target = self.student.box.mean(dim=0)
         self.start = orbit_of(self.cameras.centres[0], self.target)

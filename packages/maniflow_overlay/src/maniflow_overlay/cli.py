@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from loom.cli import application, run_app
+from loom.cli import JsonOption, application, run_app
 
 import maniflow_overlay
 from maniflow_overlay import commands_simulation, commands_train
@@ -153,11 +153,12 @@ def paths_import(
 @paths.command("report")
 def paths_report(
     source: Annotated[Path, typer.Argument(help="paths.jsonl.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Count the frames by task and status."""
     from maniflow_overlay.paths.answer_commands import report_command
 
-    report_command(source)
+    report_command(source, as_json=as_json)
 
 
 @paths.command("serve-fake")
@@ -337,11 +338,11 @@ def servers_up(
 
 
 @servers.command("status")
-def servers_status(folder: ServerFolder = SERVERS) -> None:
+def servers_status(folder: ServerFolder = SERVERS, as_json: JsonOption = False) -> None:
     """Show the servers; exit code 1 unless all are ready."""
     from maniflow_overlay.paths.server_processes import status_command
 
-    raise typer.Exit(0 if status_command(folder) else 1)
+    raise typer.Exit(0 if status_command(folder, as_json=as_json) else 1)
 
 
 @servers.command("down")

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from loom.cli import Archive, ConfigOption, Overrides, Resume, RunDir, add_config_commands
+from loom.cli import (
+    Archive,
+    ConfigOption,
+    JsonOption,
+    Overrides,
+    Resume,
+    RunDir,
+    add_config_commands,
+)
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a training run.")]
 
@@ -62,7 +70,7 @@ def train(
 def status(
     run: RunArgument,
     follow: Annotated[bool, typer.Option("--follow", help="Until the run ends.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say how far a run is, from its heartbeat; exit code 0 unless it failed, died or missed."""
     from maniflow_overlay.run_status import show_status

@@ -28,5 +28,6 @@ def _line(status: dict[str, Any]) -> str:
     if isinstance(metrics, dict):
         parts += [f"{key} {metrics[key]:.4g}" for key in _SHOWN if metrics.get(key) is not None]
     if status.get("state") == "running":
-        parts.append(f"heartbeat {time.time() - status['heartbeat']:.0f} s ago")
+        age = max(0.0, time.time() - status["heartbeat"])  # clocks of two hosts may differ
+        parts.append(f"heartbeat {age:.0f} s ago")
     return ", ".join(parts)

@@ -49,13 +49,13 @@ class Watchdog:
         self._log, self._stacks = directory / LOG_FILE, directory / STACKS
         self._say, self._warn = say, warn
         self._limit_s, self._silence_s, self._long_step_s = limit_s, silence_s, long_step_s
-        self._last = ("the run began", time.time())
+        self._last = ("the run began", time.monotonic())
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def step_ended(self, step: int) -> None:
         """Note that a step is complete."""
-        self._last = (f"step {step} ended", time.time())
+        self._last = (f"step {step} ended", time.monotonic())
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -71,19 +71,23 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        said, dumped = time.time(), None
+        said, written, dumped = time.monotonic(), self._written(), None
         while not self._end.wait(min(self._silence_s, self._limit_s) / _POLLS):
             what, since = self._last
-            now = time.time()
+            now = time.monotonic()  # the wall clock may jump
             waited = now - since
-            if self._log.is_file():
-                said = max(said, self._log.stat().st_mtime)
+            if written != (written := self._written()):
+                said = now
             if waited >= self._long_step_s and now - said >= self._silence_s:
                 said = now
                 self._say(f"[wait] {waited:.0f} s since {what}; still at work")
             if waited >= self._limit_s and dumped != since:
                 dumped = since
                 self._dump(waited, what)
+
+    def _written(self) -> float:
+        """Return when the log was last written to, only to see that it was."""
+        return self._log.stat().st_mtime if self._log.is_file() else 0.0
 
     def _dump(self, waited: float, what: str) -> None:
         with self._stacks.open("a", encoding="utf-8") as stream:

@@ -8,6 +8,7 @@ import typer
 from loom.cli import (
     Archive,
     ConfigOption,
+    ExecutorOption,
     JsonOption,
     Overrides,
     Resume,
@@ -34,7 +35,9 @@ def _checks(
 app = application("pinpad", pinpad.__doc__, checks=_checks)
 main = partial(run_app, app)
 
-add_config_commands(app, "pinpad.train_config:TrainConfig")
+add_config_commands(
+    app, "pinpad.train_config:TrainConfig", groups=Path(pinpad.__file__).parent / "groups"
+)
 boundaries = typer.Typer(help="Temporal boundaries and their evaluation.", no_args_is_help=True)
 app.add_typer(boundaries, name="boundaries")
 
@@ -127,11 +130,12 @@ def evaluate(
     episodes: Annotated[int | None, typer.Option(min=2, help="Rooms, one episode each.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of an episode.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of spawns and of what is drawn.")] = 0,
+    as_json: JsonOption = False,
 ) -> None:
     """Let an agent play in rooms of its own, beside uniform play and the oracle."""
     from pinpad.training_run import evaluate_run
 
-    evaluate_run(run, task=task, rooms=episodes, steps=steps, seed=seed)
+    evaluate_run(run, task=task, rooms=episodes, steps=steps, seed=seed, as_json=as_json)
 
 
 @app.command()
@@ -291,6 +295,7 @@ def sweep(
     devices: Annotated[
         str | None, typer.Option(help="Accelerators to share out, as 0,1; one training on each.")
     ] = None,
+    executor: ExecutorOption = "local",
     run_log: Annotated[
         Path | None, typer.Option(envvar="RUN_LOG", help="A file that gets what is printed, too.")
     ] = None,
@@ -333,6 +338,7 @@ def sweep(
         skip_rssm=skip_rssm,
         slots=jobs,
         devices=devices,
+        executor=executor,
         run_log=run_log,
         status_file=status_file,
         resume=resume,

@@ -78,9 +78,12 @@ class WorldConfig(Config):
     rep_scale: Annotated[float, Field(ge=0)] = 0.1
 
     vta_abs_belief: Width = 128
-    vta_abs_stoch: Width = 32
+    vta_abs_stoch: Width = 8
     vta_obs_belief: Width = 128
-    vta_obs_stoch: Width = 32
+    vta_obs_stoch: Width = 8
+    vta_discrete: int = Field(
+        8, ge=0, description="classes of a latent; 0: normal, as in the paper"
+    )
     vta_max_seg_len: Width = 50
     vta_max_seg_num: Width = 200
     vta_boundary_temp: Positive = 1.0
@@ -90,11 +93,15 @@ class WorldConfig(Config):
     vta_at_read: Literal["begin", "carry"] = Field(
         "carry", description="begin, as in the paper, forgets at each boundary where the player is"
     )
+    vta_abs_input: Literal["abstract", "observation"] = Field(
+        "observation",
+        description="abstract, as in the paper, expects a segment without hearing what is done",
+    )
     vta_boundary_rate: Annotated[float, Field(ge=0, lt=1)] = 0.05
     vta_boundary_scale: Annotated[float, Field(ge=0)] = 1.0
     vta_mask_scale: Annotated[float, Field(ge=0)] = 1.0
     vta_abs_scale: Annotated[float, Field(ge=0)] = Field(
-        0.1, description="price of what a boundary tells; at 1, as in the paper, none pays off"
+        1.0, description="price of what a boundary tells; 1 to act, 0.1 to detect"
     )
 
     gates: tuple[Gate, ...] = (
@@ -156,6 +163,8 @@ class WorldConfig(Config):
             abs_stoch=self.vta_abs_stoch,
             obs_belief=self.vta_obs_belief,
             obs_stoch=self.vta_obs_stoch,
+            classes=self.vta_discrete,
+            unimix=self.unimix_ratio,
             hidden=self.dyn_hidden,
             max_seg_len=self.vta_max_seg_len,
             max_seg_num=self.vta_max_seg_num,
@@ -164,6 +173,7 @@ class WorldConfig(Config):
             force=self.vta_force,
             precedence=self.vta_force_precedence,
             at_read=self.vta_at_read,
+            abs_input=self.vta_abs_input,
             boundary_rate=self.vta_boundary_rate,
             boundary_scale=self.vta_boundary_scale,
             mask_scale=self.vta_mask_scale,

@@ -10,7 +10,12 @@ from pinpad.sweep.conditions import Conditions
 
 CONDITIONS: Conditions = {
     "rssm": {"dynamics_type": "rssm"},
-    "vta": {"dynamics_type": "vta", "vta_boundary_rate": 0.1, "vta_boundary_scale": 0.5},
+    "vta": {
+        "dynamics_type": "vta",
+        "vta": "detect",
+        "vta_boundary_rate": 0.1,
+        "vta_boundary_scale": 0.5,
+    },
 }
 SETTINGS = (
     "wm_only=true",

@@ -67,7 +67,13 @@ def run_training(
 
 
 def evaluate_run(
-    path: Path, *, task: str | None, rooms: int | None, steps: int | None, seed: int
+    path: Path,
+    *,
+    task: str | None,
+    rooms: int | None,
+    steps: int | None,
+    seed: int,
+    as_json: bool = False,
 ) -> None:
     """Judge the agent of a run beside uniform play and the oracle, and print the table."""
     import torch
@@ -77,4 +83,4 @@ def evaluate_run(
     agent, config = restore_agent(path)
     torch.set_num_threads(config.threads)
     judging = config.judging(seed=seed, task=task, rooms=rooms, steps=steps)
-    print_table(returns.COLUMNS, returns.table(returns.compare(agent, judging)))
+    print_table(returns.COLUMNS, returns.table(returns.compare(agent, judging)), as_json=as_json)

@@ -1,17 +1,15 @@
 """8-bit PNG pictures: read with the check sums of their pixels verified, and written quickly."""
 
-from io import BytesIO
 from pathlib import Path
 
 import cv2
 import numpy as np
-from loom.files import explained
-from PIL import Image
+from loom.files import write_atomic
+from loom.png import decode_png
 
 from coopcyl.data.errors import DataError
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_LARGEST_PIXELS = 2**26
+_CONVERTED = {"RGBA": "RGB", "P": "RGB"}
 _QUICK = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
 
@@ -36,36 +34,23 @@ def read_png(path: Path, mode: str, what: str = "image") -> np.ndarray:
 
     An alpha channel or a palette is converted; colour is never dropped for mode L.
     """
-    data = read_bytes(path, what)
-    if data[:8] != _SIGNATURE or len(data) < 33:
-        raise DataError(f"{path}: this is no PNG file", hint="convert the image to an 8-bit PNG")
-    width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
-    if not 0 < width * height <= _LARGEST_PIXELS:
-        raise DataError(
-            f"{path}: its header says {width}x{height} pixels, 1 to {_LARGEST_PIXELS} are read",
-            hint="a damaged file often says so: copy it again",
-        )
     try:
-        with Image.open(BytesIO(data), formats=["PNG"]) as image:
-            found = image.mode
-            if found == mode:
-                return np.asarray(image)
-            if mode == "RGB" and found in {"RGBA", "P"}:
-                return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, OverflowError) as error:
+        found, pixels = decode_png(read_bytes(path, what), _CONVERTED if mode == "RGB" else None)
+    except ValueError as error:
         raise DataError(
-            f"{path}: the {what} is damaged: {error}", hint="copy or render this image again"
+            f"{path}: the {what} cannot be read ({error})", hint="copy or render this image again"
         ) from error
-    raise DataError(
-        f"{path}: the {what} has channels {found}, expected {mode}",
-        hint="convert it to 8 bits per channel, or set the right depth format",
-    )
+    if found != mode:
+        raise DataError(
+            f"{path}: the {what} has channels {found}, expected {mode}",
+            hint="convert it to 8 bits per channel, or set the right depth format",
+        )
+    return pixels
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write uint8 `(h, w)` or `(h, w, 3)` RGB as a PNG; the folder must exist."""
-    with explained(path):
-        path.write_bytes(png_bytes(pixels))
+    write_atomic(path, png_bytes(pixels), sync=False)
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:

@@ -25,7 +25,7 @@ from end2race.cache.keys import parse_key
 from end2race.cache.store import TeacherCache
 
 _ALIASES = {"bev_vec_seq": "bev_vec", "bev_feat_seq": "bev_feat"}
-_LARGEST_BYTES = 2**32
+_LARGEST_BYTES = 2**30
 
 
 def file_name(key: str) -> str:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from loom.cli import JsonOption
 from loom.errors import UserError
 
 EMBEDDED_CACHE = Path("data/end2race/teacher-cache")
 
 cache_app = typer.Typer(help="Teacher caches: look, check, convert.", no_args_is_help=True)
 CacheArgument = Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of a teacher cache.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
 
 class Dtype(StrEnum):
@@ -53,46 +53,40 @@ def register(app: typer.Typer) -> None:
     app.add_typer(cache_app, name="cache")
 
 
-# Each name of the notes is accepted with its underscores too.
 def export_cache(
     data_root: Annotated[
         Path | None,
-        typer.Option("--data-root", "--data_root", help="Dataset; without one: the embedded one."),
+        typer.Option("--data-root", help="Dataset; without one: the embedded one."),
     ] = None,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "train",
     seq_len: Annotated[
         int | None,
-        typer.Option("--seq-len", "--seq_len", min=1, help="Frames (default: the teacher's)."),
+        typer.Option("--seq-len", min=1, help="Frames (default: the teacher's)."),
     ] = None,
     stride: Annotated[int, typer.Option(min=1, help="Frames between two windows.")] = 1,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", "--batch_size", min=1, help="Windows at once.")
-    ] = 8,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Windows at once.")] = 8,
     num_workers: Annotated[
-        int, typer.Option("--num-workers", "--num_workers", min=0, help="Batches read in advance.")
+        int, typer.Option("--num-workers", min=0, help="Batches read in advance.")
     ] = 2,
     teacher_ckpt: Annotated[
         Path | None,
         typer.Option(
             "--teacher-ckpt",
-            "--teacher_ckpt",
             help="Run, checkpoint or model file of a teacher; without one: the embedded one.",
         ),
     ] = None,
     cache_dir: Annotated[
         Path | None,
-        typer.Option("--cache-dir", "--cache_dir", help="Folder of the cache."),
+        typer.Option("--cache-dir", help="Folder of the cache."),
     ] = None,
     device: Annotated[Device, typer.Option(help="Where the teacher runs.")] = Device.AUTO,
     save_bev_feat: Annotated[
         bool,
-        typer.Option("--save-bev-feat", "--save_bev_feat", help="Keep the feature maps: large."),
+        typer.Option("--save-bev-feat", help="Keep the feature maps: large."),
     ] = False,
     lidar_num_features: Annotated[
         Features,
-        typer.Option(
-            "--lidar-num-features", "--lidar_num_features", help="auto: as dataset.json declares."
-        ),
+        typer.Option("--lidar-num-features", help="auto: as dataset.json declares."),
     ] = Features.AUTO,
     dtype: DtypeOption = Dtype.FP32,
     resume: Annotated[
@@ -181,7 +175,7 @@ def convert(
     ] = False,
     data_root: Annotated[
         Path | None,
-        typer.Option("--data-root", "--data_root", help="Dataset that the .npz files belong to."),
+        typer.Option("--data-root", help="Dataset that the .npz files belong to."),
     ] = None,
     dtype: DtypeOption = Dtype.FP32,
 ) -> None:

@@ -6,29 +6,21 @@ from typing import Annotated, Any
 import typer
 from loom.errors import UserError
 
-from end2race.commands.train import CacheDir, DataRoot
+from end2race.commands.train import CacheDir, CameraRoot, DataRoot
 
 Split = Annotated[str, typer.Option(help="train, valid or test.")]
 EvalSeqLen = Annotated[
     int | None,
-    typer.Option("--seq-len", "--seq_len", min=1, help="Frames (default: as in training)."),
+    typer.Option("--seq-len", min=1, help="Frames (default: as in training)."),
 ]
-EvalBatchSize = Annotated[
-    int, typer.Option("--batch-size", "--batch_size", min=1, help="Windows at a time.")
-]
-Names = Annotated[
-    str, typer.Option("--action-names", "--action_names", help="Names of the two components.")
-]
+EvalBatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Windows at a time.")]
+Names = Annotated[str, typer.Option("--action-names", help="Names of the two components.")]
 Weights = Annotated[
     str,
-    typer.Option("--overall-weights", "--overall_weights", help="Weights of the overall error."),
+    typer.Option("--overall-weights", help="Weights of the overall error."),
 ]
-CsvPath = Annotated[
-    Path | None, typer.Option("--csv-path", "--csv_path", help="CSV file to append a row to.")
-]
-JsonPath = Annotated[
-    Path | None, typer.Option("--json-path", "--json_path", help="JSON file for all figures.")
-]
+CsvPath = Annotated[Path | None, typer.Option("--csv-path", help="CSV file to append a row to.")]
+JsonPath = Annotated[Path | None, typer.Option("--json-path", help="JSON file for all figures.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -41,7 +33,7 @@ def register(app: typer.Typer) -> None:
 def eval_teacher(
     teacher_ckpt: Annotated[
         Path,
-        typer.Option("--teacher-ckpt", "--teacher_ckpt", help="Run, checkpoint or model file."),
+        typer.Option("--teacher-ckpt", help="Run, checkpoint or model file."),
     ],
     data_root: DataRoot = None,
     split: Split = "valid",
@@ -72,9 +64,10 @@ def eval_teacher(
 def eval_student(
     student_ckpt: Annotated[
         Path,
-        typer.Option("--student-ckpt", "--student_ckpt", help="Run, checkpoint or model file."),
+        typer.Option("--student-ckpt", help="Run, checkpoint or model file."),
     ],
     data_root: DataRoot = None,
+    camera_root: CameraRoot = None,
     split: Split = "valid",
     seq_len: EvalSeqLen = None,
     batch_size: EvalBatchSize = 16,
@@ -99,6 +92,7 @@ def eval_student(
         json_path,
         device,
         teacher_cache_dir,
+        camera_root,
     )
 
 
@@ -115,6 +109,7 @@ def _evaluate(
     json_path: Path | None,
     device: str,
     cache_dir: Path | None = None,
+    camera_root: Path | None = None,
 ) -> None:
     from end2race.evaluation_run import evaluate_driver
 
@@ -122,6 +117,7 @@ def _evaluate(
         kind,
         checkpoint,
         data_root=data_root,
+        camera_root=camera_root,
         split=split,
         seq_len=seq_len,
         batch_size=batch_size,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from loom.cli import JsonOption
 
 from end2race.commands.cache import Features
 
@@ -40,7 +41,7 @@ Controls = Annotated[
 ]
 FeaturesOption = Annotated[
     Features,
-    typer.Option("--lidar-num-features", "--lidar_num_features", help="Numbers per point."),
+    typer.Option("--lidar-num-features", help="Numbers per point."),
 ]
 
 
@@ -178,13 +179,13 @@ def _features(chosen: Features) -> int | None:
 def validate_data(
     data_root: Annotated[
         Path | None,
-        typer.Option("--data-root", "--data_root", help="Dataset; without one: the embedded one."),
+        typer.Option("--data-root", help="Dataset; without one: the embedded one."),
     ] = None,
     files: Annotated[
         int, typer.Option(min=0, help="Clouds and images to decode per segment; 0: all.")
     ] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check files, units, splits and labels of a dataset; exit code 3 if something is wrong."""
     from loom.files import write_atomic

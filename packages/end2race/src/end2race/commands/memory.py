@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from loom.cli import JsonOption
 from loom.errors import UserError
 
 from end2race.commands.cache import EMBEDDED_CACHE
@@ -37,17 +38,21 @@ class Search(StrEnum):
 
 DataRoot = Annotated[
     Path | None,
-    typer.Option("--data-root", "--data_root", help="Dataset; without one: the embedded one."),
+    typer.Option("--data-root", help="Dataset; without one: the embedded one."),
 ]
-CacheDir = Annotated[Path | None, typer.Option("--cache-dir", "--cache_dir", help="Teacher cache.")]
-MemoryDir = Annotated[
-    Path, typer.Option("--memory-dir", "--memory_dir", help="Folder of the memory.")
+CameraRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--camera-root",
+        help="Dataset of the images, if they are not in the first.",
+    ),
 ]
+CacheDir = Annotated[Path | None, typer.Option("--cache-dir", help="Teacher cache.")]
+MemoryDir = Annotated[Path, typer.Option("--memory-dir", help="Folder of the memory.")]
 SplitOption = Annotated[str, typer.Option(help="train, valid or test.")]
 Neighbours = Annotated[int, typer.Option("--topk", "-k", min=1, help="Neighbours.")]
 Temperature = Annotated[float, typer.Option(min=1e-6, help="Temperature of their weights.")]
 SearchOption = Annotated[Search, typer.Option("--index", help="auto, exact or faiss.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -58,6 +63,7 @@ def register(app: typer.Typer) -> None:
 @memory_app.command()
 def build(
     data_root: DataRoot = None,
+    camera_root: CameraRoot = None,
     cache_dir: CacheDir = None,
     memory_dir: MemoryDir = EMBEDDED_MEMORY,
     split: SplitOption = "train",
@@ -74,7 +80,8 @@ def build(
     from end2race.memory.recollection import describe_all
 
     directory = cache_dir or EMBEDDED_CACHE
-    reader = _reader(data_root, split, TeacherCache.open(directory).info.seq_len, keys)
+    seq_len = TeacherCache.open(directory).info.seq_len
+    reader = _reader(data_root, camera_root, split, seq_len, keys)
     expected = Expected(data={split: reader.dataset.fingerprint(split)})
     cache = TeacherCache.open(directory, expected)
     progress = Progress("memory build", len(reader))
@@ -92,6 +99,7 @@ def build(
 def query(
     memory_dir: MemoryDir = EMBEDDED_MEMORY,
     data_root: DataRoot = None,
+    camera_root: CameraRoot = None,
     split: SplitOption = "valid",
     window: Annotated[
         list[str] | None, typer.Option(help="Key of a window; several are possible.")
@@ -109,10 +117,10 @@ def query(
     from loom.drawing import print_table
 
     from end2race.memory.bank import MemoryBank
-    from end2race.memory.recollection import Recollection
+    from end2race.memory.recollection import Recollection, excluded_frames
 
     bank = MemoryBank.open(memory_dir, cache_dir, index.value)
-    reader = _reader(data_root, split, bank.cache.info.seq_len, Keys(bank.kind))
+    reader = _reader(data_root, camera_root, split, bank.cache.info.seq_len, Keys(bank.kind))
     names = [each.key for each in reader.windows]
     if unknown := [key for key in window or () if key not in names]:
         raise UserError(
@@ -121,7 +129,8 @@ def query(
         )
     wanted = window or [names[i] for i in np.linspace(0, len(names) - 1, 5).round().astype(int)]
     batch = reader.read([names.index(key) for key in wanted])
-    recall = Recollection(bank, ("actions",), topk, tau)(batch)
+    left_out = excluded_frames(bank, reader.dataset, split)
+    recall = Recollection(bank, ("actions",), topk, tau, left_out)(batch)
     rows = [
         {
             "window": key,
@@ -170,13 +179,18 @@ def stats(
     print_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
-def _reader(data_root: Path | None, split: str, seq_len: int, keys: Keys) -> BatchReader:
+def _reader(
+    data_root: Path | None, camera_root: Path | None, split: str, seq_len: int, keys: Keys
+) -> BatchReader:
     """Open a split, with images if they are what is looked up by."""
     from end2race.data.batches import BatchReader
+    from end2race.data.camera_root import join_camera
     from end2race.data.dataset import open_dataset
     from end2race.data.windows import windows
     from end2race.embedded import default_dataset
 
     dataset = open_dataset(data_root or default_dataset(typer.echo), (split,))
+    if camera_root is not None:
+        dataset = join_camera(dataset, camera_root, (split,))
     chosen = windows(dataset, split, seq_len)
     return BatchReader(dataset, chosen, images=keys is Keys.CAMERA, points=False)

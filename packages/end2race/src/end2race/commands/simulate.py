@@ -96,7 +96,6 @@ def drive(
         HiddenMode,
         typer.Option(
             "--hidden-mode",
-            "--hidden_mode",
             help="Recurrent state: over the last frames as in training, or carried along.",
         ),
     ] = HiddenMode.WINDOW,
@@ -112,7 +111,7 @@ def drive(
         Path | None, typer.Option(help="Film the first race: .webp, .gif or .mp4.")
     ] = None,
     json_path: Annotated[
-        Path | None, typer.Option("--json-path", "--json_path", help="Write every race as JSON.")
+        Path | None, typer.Option("--json-path", help="Write every race as JSON.")
     ] = None,
 ) -> None:
     """Race in closed loop on tracks that no training has seen, beside the baselines.

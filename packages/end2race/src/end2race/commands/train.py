@@ -7,46 +7,43 @@ import typer
 from loom.cli import Archive, ConfigOption, Overrides, Resume
 from loom.errors import UserError
 
-# Each name of the notes is accepted with its underscores too.
 DataRoot = Annotated[
     Path | None,
-    typer.Option("--data-root", "--data_root", help="Dataset; without one: the embedded one."),
+    typer.Option("--data-root", help="Dataset; without one: the embedded one."),
+]
+CameraRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--camera-root",
+        help="Dataset of the images, if they are not in the first.",
+    ),
 ]
 Preset = Annotated[str | None, typer.Option(help="Sizes: racing, racing-fine, kitti.")]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the training windows.")]
-MaxSteps = Annotated[
-    int | None, typer.Option("--max-steps", "--max_steps", min=1, help="Updates, not epochs.")
-]
+MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Updates, not epochs.")]
 Rate = Annotated[float | None, typer.Option("--lr", help="Peak of the learning rate.")]
-BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", "--batch_size", min=1, help="Windows per update.")
-]
-SeqLen = Annotated[
-    int | None, typer.Option("--seq-len", "--seq_len", min=1, help="Frames of a window.")
-]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Windows per update.")]
+SeqLen = Annotated[int | None, typer.Option("--seq-len", min=1, help="Frames of a window.")]
 TargetShift = Annotated[
     int | None,
-    typer.Option(
-        "--target-shift", "--target_shift", min=1, help="Frames until the speed that is the label."
-    ),
+    typer.Option("--target-shift", min=1, help="Frames until the speed that is the label."),
 ]
 SteerWeight = Annotated[
     float | None,
-    typer.Option("--steer-loss-weight", "--steer_loss_weight", min=0, help="Of steering errors."),
+    typer.Option("--steer-loss-weight", min=0, help="Of steering errors."),
 ]
 SpeedWeight = Annotated[
     float | None,
-    typer.Option("--speed-loss-weight", "--speed_loss_weight", min=0, help="Of speed errors."),
+    typer.Option("--speed-loss-weight", min=0, help="Of speed errors."),
 ]
 SmoothWeight = Annotated[
     float | None,
-    typer.Option("--smooth-weight", "--smooth_weight", min=0, help="Of first differences."),
+    typer.Option("--smooth-weight", min=0, help="Of first differences."),
 ]
 SteerDropout = Annotated[
     float | None,
     typer.Option(
         "--steer-dropout",
-        "--steer_dropout",
         min=0,
         max=1,
         help="Share of windows without the previous wheel angle.",
@@ -54,20 +51,17 @@ SteerDropout = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--num-workers", "--num_workers", min=0, help="Batches read in advance."),
+    typer.Option("--num-workers", min=0, help="Batches read in advance."),
 ]
-NoValidate = Annotated[
-    bool, typer.Option("--no-validate", "--no_validate", help="Leave the validation out.")
-]
+NoValidate = Annotated[bool, typer.Option("--no-validate", help="Leave the validation out.")]
 InitPath = Annotated[
     Path | None,
-    typer.Option("--init-path", "--init_path", help="Run or model file to begin from."),
+    typer.Option("--init-path", help="Run or model file to begin from."),
 ]
 InitStrict = Annotated[
     bool | None,
     typer.Option(
         "--init-strict/--no-init-strict",
-        "--init_strict/--no_init_strict",
         help="Whether every weight must fit.",
         show_default=False,
     ),
@@ -76,34 +70,31 @@ InitSkip = Annotated[
     bool,
     typer.Option(
         "--init-skip-output-layer",
-        "--init_skip_output_layer",
         help="Leave the last layer as it begins.",
     ),
 ]
 SavePath = Annotated[
     Path | None,
-    typer.Option("--save-path", "--save_path", help="Also write the model into this file."),
+    typer.Option("--save-path", help="Also write the model into this file."),
 ]
 RunFolder = Annotated[
     Path | None,
     typer.Option(
         "--run-dir",
         "--log-dir",
-        "--log_dir",
         "--checkpoint-path",
-        "--checkpoint_path",
         help="Directory of the run, its checkpoints and its log.",
     ),
 ]
 ResumePath = Annotated[
     Path | None,
-    typer.Option("--resume-path", "--resume_path", help="Run to go on with; --resume --run-dir."),
+    typer.Option("--resume-path", help="Run to go on with; --resume --run-dir."),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of weights and order.")]
 CacheDir = Annotated[
     Path | None,
-    typer.Option("--teacher-cache-dir", "--teacher_cache_dir", help="Teacher cache to learn from."),
+    typer.Option("--teacher-cache-dir", help="Teacher cache to learn from."),
 ]
 
 
@@ -132,7 +123,6 @@ def train_teacher(
         str,
         typer.Option(
             "--lidar-num-features",
-            "--lidar_num_features",
             help="4 or 8: refuse a dataset whose files have another layout; auto: take its own.",
         ),
     ] = "auto",
@@ -144,7 +134,7 @@ def train_teacher(
     save_path: SavePath = None,
     val_log_path: Annotated[
         Path | None,
-        typer.Option("--val-log-path", "--val_log_path", help="Also put the records here (CSV)."),
+        typer.Option("--val-log-path", help="Also put the records here (CSV)."),
     ] = None,
     device: Device = None,
     seed: Seed = None,
@@ -194,11 +184,12 @@ def train_student(
     config: ConfigOption = None,
     overrides: Overrides = None,
     data_root: DataRoot = None,
+    camera_root: CameraRoot = None,
     train_split: Annotated[
-        str | None, typer.Option("--train-split", "--train_split", help="Split to learn from.")
+        str | None, typer.Option("--train-split", help="Split to learn from.")
     ] = None,
     val_split: Annotated[
-        str | None, typer.Option("--val-split", "--val_split", help="Split to validate on.")
+        str | None, typer.Option("--val-split", help="Split to validate on.")
     ] = None,
     preset: Preset = None,
     epochs: Epochs = None,
@@ -213,35 +204,35 @@ def train_student(
     steer_dropout: SteerDropout = None,
     view_transform: Annotated[
         str | None,
-        typer.Option("--view-transform", "--view_transform", help="lift_splat or identity."),
+        typer.Option("--view-transform", help="lift_splat or identity."),
     ] = None,
     teacher_cache_dir: CacheDir = None,
     kd_action_w: Annotated[
-        float | None, typer.Option("--kd-action-w", "--kd_action_w", min=0, help="Actions.")
+        float | None, typer.Option("--kd-action-w", min=0, help="Actions.")
     ] = None,
     kd_bevvec_w: Annotated[
-        float | None, typer.Option("--kd-bevvec-w", "--kd_bevvec_w", min=0, help="BEV vectors.")
+        float | None, typer.Option("--kd-bevvec-w", min=0, help="BEV vectors.")
     ] = None,
     kd_temporal_w: Annotated[
         float | None,
-        typer.Option("--kd-temporal-w", "--kd_temporal_w", min=0, help="Recurrent states."),
+        typer.Option("--kd-temporal-w", min=0, help="Recurrent states."),
     ] = None,
     kd_bevfeat_w: Annotated[
-        float | None, typer.Option("--kd-bevfeat-w", "--kd_bevfeat_w", min=0, help="BEV maps.")
+        float | None, typer.Option("--kd-bevfeat-w", min=0, help="BEV maps.")
     ] = None,
     kd_missing: Annotated[
         str | None,
-        typer.Option("--kd-missing", "--kd_missing", help="error or skip, for a window without."),
+        typer.Option("--kd-missing", help="error or skip, for a window without."),
     ] = None,
     allow_stale: Annotated[
-        bool, typer.Option("--allow-stale", "--allow_stale", help="Take a cache of other data.")
+        bool, typer.Option("--allow-stale", help="Take a cache of other data.")
     ] = False,
     memory: Annotated[
         str | None, typer.Option(help="none, or topk: ask the memory about windows without answer.")
     ] = None,
     memory_dir: Annotated[
         Path | None,
-        typer.Option("--memory-dir", "--memory_dir", help="Bank of `memory build --keys camera`."),
+        typer.Option("--memory-dir", help="Bank of `memory build --keys camera`."),
     ] = None,
     topk: Annotated[int | None, typer.Option(min=1, help="Windows that are recalled.")] = None,
     tau: Annotated[float | None, typer.Option(help="Temperature of their weights.")] = None,
@@ -249,7 +240,6 @@ def train_student(
         float | None,
         typer.Option(
             "--label-fraction",
-            "--label_fraction",
             min=0,
             max=1,
             help="Share of the training segments with the expert's labels.",
@@ -263,7 +253,7 @@ def train_student(
     save_path: SavePath = None,
     csv_log_path: Annotated[
         Path | None,
-        typer.Option("--csv-log-path", "--csv_log_path", help="Also put the records here (CSV)."),
+        typer.Option("--csv-log-path", help="Also put the records here (CSV)."),
     ] = None,
     device: Device = None,
     seed: Seed = None,
@@ -277,6 +267,7 @@ def train_student(
 
     flags = {
         "data.root": data_root,
+        "data.camera_root": camera_root,
         "data.train_split": train_split,
         "data.val_split": val_split,
         "data.seq_len": seq_len,

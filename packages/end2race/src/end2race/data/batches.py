@@ -165,7 +165,8 @@ class BatchReader:
         drive, camera = self.dataset.segments[segment], self.dataset.info.calibration
         if drive.image_files is None or camera is None:
             raise ValueError(f"{drive.directory} has no camera")
-        return read_image(drive.directory / drive.image_files[frame], camera.width, camera.height)
+        path = (drive.image_directory or drive.directory) / drive.image_files[frame]
+        return read_image(path, camera.width, camera.height)
 
     def _kept(
         self, kind: str, segment: int, frame: int, read: Callable[[int, int], np.ndarray]

@@ -43,7 +43,7 @@ def read_points(path: Path, num_features: int) -> np.ndarray:
     if problem:
         raise UserError(f"{path}: {problem}", hint=_SIZE_HINT)
     raw = np.frombuffer(content, "<f4").reshape(-1, num_features)
-    other = _looks_like_other(raw)
+    other = looks_like_other(raw)
     if other:
         raise UserError(
             f"{path}: dataset.json declares {num_features} numbers per point, but {other}",
@@ -100,7 +100,8 @@ def _has_pad_and_ring(rows: np.ndarray) -> bool:
     return bool(written_as_float or np.all(np.abs(ring) < _DENORMAL))
 
 
-def _looks_like_other(raw: np.ndarray) -> str:
+def looks_like_other(raw: np.ndarray) -> str:
+    """Say why rows [n, 4] or [n, 8] look like the other form; an empty text if they do not."""
     if raw.shape[1] == 8:
         pad = np.abs(raw[:, 3])
         return "" if np.all(pad < 1e-2) else "its pad column is not zero, as in files of 4"

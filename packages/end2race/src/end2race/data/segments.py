@@ -39,6 +39,7 @@ class Segment:
         image_files: n paths relative to the folder; None where there is no camera.
         columns: the columns of the CSV file.
         csv_sha256: digest of the CSV file as it was read.
+        image_directory: what the images' paths are relative to, where that is another folder.
     """
 
     split: str
@@ -52,6 +53,7 @@ class Segment:
     image_files: tuple[str, ...] | None
     columns: tuple[str, ...] = ()
     csv_sha256: str = ""
+    image_directory: Path | None = None
 
     def __len__(self) -> int:
         return len(self.velocity)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 from loom.config import plain
@@ -32,7 +35,10 @@ def write_info(root: Path, info: DatasetFile, camera: Calibration | None, lidar:
 
 
 class SegmentWriter:
-    """Writes the frames of one segment; `close` makes it a segment."""
+    """Writes the frames of one segment; `close` makes it a segment.
+
+    In a `with` block it is closed at the end, or removed again where the block fails.
+    """
 
     def __init__(self, root: Path, split: str, name: str) -> None:
         """Make the folder.
@@ -49,6 +55,20 @@ class SegmentWriter:
             for part in ("meta", "lidar", "camera"):
                 (self.directory / part).mkdir(parents=True)
         self._rows: list[dict[str, object]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def append(
         self,

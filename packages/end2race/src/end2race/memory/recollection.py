@@ -16,6 +16,7 @@ import numpy as np
 
 from end2race.cache.store import TeacherCache
 from end2race.data.batches import Batch, BatchReader
+from end2race.data.dataset import Dataset
 from end2race.memory.bank import TAU, K, MemoryBank, Recall
 from end2race.memory.descriptors import Kind, camera_descriptor, teacher_descriptor
 
@@ -53,6 +54,16 @@ def describe_all(
         found.update(zip(batch.keys, describe(batch, kind, cache), strict=True))
         say_done(len(found))
     return found
+
+
+def excluded_frames(bank: MemoryBank, dataset: Dataset, split: str) -> int | None:
+    """Return what `MemoryBank.recall` shall leave out for windows of a dataset.
+
+    Windows that the bank was built of do not recall what shares a frame with them (None). Those of
+    other data may be called by the same keys, but share nothing (0).
+    """
+    same = bank.cache.info.data.get(split) == dataset.fingerprint(split)
+    return None if same else 0
 
 
 @dataclass(frozen=True)

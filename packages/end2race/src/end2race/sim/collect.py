@@ -9,7 +9,6 @@ never does. Drives are short and of one length, so that no track outweighs the o
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,7 +188,7 @@ def _write(
     rng: np.random.Generator,
 ) -> None:
     """Render a drive and write it as a segment."""
-    try:
+    with writer:
         for number, frame in enumerate(frames, 1):
             writer.append(
                 number * 1_000_000_000 // CONTROL_HZ,
@@ -204,7 +203,3 @@ def _write(
             for name, value in look._asdict().items()
         }
         write_json(writer.directory / SCENE_FILE, {"track": track.name, "appearance": looks})
-        writer.close()
-    except BaseException:
-        shutil.rmtree(writer.directory, ignore_errors=True)
-        raise

@@ -100,8 +100,11 @@ void* kilo_march(const float* box, const int32_t* voxel_shape, const uint8_t* di
     for (int64_t r = begin; r < end; ++r) {
       const Ray ray(volume, origins + 3 * r, directions + 3 * r, jitter[r]);
       const size_t before = found.size();
-      Sample sample;
-      for (int32_t next = 0; ray.advance(volume, next, sample);) found.push_back(sample);
+      Sample ahead[16];
+      for (int32_t next = 0; next != kEnded;) {
+        const int count = ray.advance(volume, next, 16, ahead);
+        found.insert(found.end(), ahead, ahead + count);
+      }
       ray_start[r + 1] = static_cast<int64_t>(found.size() - before);
     }
   });

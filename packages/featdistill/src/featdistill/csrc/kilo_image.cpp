@@ -1,106 +1,192 @@
-// Pictures without gradients: rays advance in passes of a few samples each, all rays of a block
-// together, and those that are opaque or have left the box drop out (KiloNeRF, section 3.3).
+// Pictures without gradients: rays advance in passes of a few samples each, and those that are
+// opaque or have left the box make room for others (KiloNeRF, section 3.3).
+#include <atomic>
+
 #include "kilo.h"
+#include "kilo_bfloat16.h"
 #include "kilo_composite.h"
 #include "kilo_march.h"
-#include "kilo_network.h"
+#include "kilo_picture.h"
 
 using namespace kilo;
 
 namespace {
 
-constexpr int kPass = 8;             // samples per ray and pass
-constexpr int64_t kBlock = 16384;    // rays that advance together
-constexpr int32_t kEnded = std::numeric_limits<int32_t>::max();
+constexpr int kPass = 4;     // samples per ray and pass
+constexpr int kPool = 8192;  // rays of a thread that advance together
+constexpr int kSide = 32;    // pixels along an edge of a tile
 
-struct Networks {
-  Shape shape;
-  const float* weights;
-  int64_t cells;
-  std::vector<float> merged;  // [cells, kMerged]
-};
+// The rays of a picture in square tiles, so that the rays of a pool meet few networks; a width of 0
+// stands for rays in no such order.
+struct Picture {
+  const float *origins, *directions;
+  int64_t rays, width;
+  float* rgba;   // [rays, 4] premultiplied
+  float* depth;  // [rays]
 
-// What rays have gathered so far.
-struct RayState {
-  int32_t ray, next;  // `next` candidate sample, or kEnded
-  float transmittance;
-};
+  int64_t tiles() const {
+    if (width == 0) return (rays + kSide * kSide - 1) / (kSide * kSide);
+    return (width + kSide - 1) / kSide * ((rays / width + kSide - 1) / kSide);
+  }
 
-template <int H>
-void merge(Networks& nets, int threads) {
-  nets.merged.resize(nets.cells * kMerged<H>);
-  loom::parallel_ranges(nets.cells, threads, [&](int64_t begin, int64_t end, int) {
-    for (int64_t c = begin; c < end; ++c) {
-      merge_layers<H>(nets.shape, nets.weights + c * nets.shape.parameters(),
-                       &nets.merged[c * kMerged<H>]);
+  // Calls take(first, count) for runs of up to kAhead neighbouring rays of a tile.
+  template <class Take>
+  void for_runs(int64_t tile, Take&& take) const {
+    const auto part = [&](int64_t begin, int64_t end) {
+      for (; begin < end; begin += kAhead) {
+        take(begin, static_cast<int>(std::min<int64_t>(kAhead, end - begin)));
+      }
+    };
+    if (width == 0) {
+      const int64_t begin = tile * kSide * kSide;
+      part(begin, std::min(rays, begin + kSide * kSide));
+      return;
     }
-  });
-}
-
-template <int H>
-void evaluate(const Networks& nets, const NetworkInputs& in, const std::vector<int32_t>& order,
-              const std::vector<int32_t>& start, float* raw, int threads) {
-  loom::parallel_items(nets.cells, threads, [&](int64_t c, int) {
-    const int64_t n = start[c + 1] - start[c];
-    if (n == 0) return;
-    forward_cell<H>(nets.shape, nets.weights + c * nets.shape.parameters(),
-                    &nets.merged[c * kMerged<H>], in, &order[start[c]], n, raw, nullptr, 0,
-                    Upcoming());
-  });
-}
-
-// Samples of one pass: kPass slots per active ray, cell -1 where a slot is empty.
-struct Pass {
-  std::vector<int32_t> ray, cell, order, start;
-  std::vector<float> distance, local, raw;
-
-  explicit Pass(int64_t cells) : start(cells + 1) {}
-
-  void resize(int64_t slots) {
-    for (auto* v : {&ray, &cell, &order}) v->resize(slots);
-    distance.resize(slots);
-    local.resize(3 * slots);
-    raw.resize(4 * slots);
+    const int64_t columns = (width + kSide - 1) / kSide;
+    const int64_t left = tile % columns * kSide, top = tile / columns * kSide;
+    for (int64_t y = top; y < std::min(rays / width, top + kSide); ++y) {
+      part(y * width + left, y * width + std::min(width, left + kSide));
+    }
   }
 };
 
-void march_pass(const Volume& volume, const float* origins, const float* directions,
-                std::vector<RayState>& active, Pass& pass, int threads) {
-  loom::parallel_ranges(active.size(), threads, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      RayState& state = active[i];
-      const Ray ray(volume, origins + 3 * state.ray, directions + 3 * state.ray, 0.5f);
-      for (int64_t slot = i * kPass; slot < (i + 1) * kPass; ++slot) {
-        Sample sample{0.0f, -1, 0, {0.0f, 0.0f, 0.0f}};
-        if (state.next != kEnded && !ray.advance(volume, state.next, sample)) state.next = kEnded;
-        pass.ray[slot] = state.ray;
-        pass.cell[slot] = sample.cell;
-        pass.distance[slot] = sample.distance;
-        std::copy_n(sample.local, 3, &pass.local[3 * slot]);
-      }
-    }
-  });
-}
+// A ray on its way, and what it has gathered.
+struct Traveller {
+  Ray ray;
+  int32_t index, next;  // `next` candidate sample, or kEnded
+  int count;            // samples of this pass
+  float transmittance;
+};
 
-void composite_pass(const Pass& pass, std::vector<RayState>& active, float* rgba, float* depth,
-                    int threads) {
-  loom::parallel_ranges(active.size(), threads, [&](int64_t begin, int64_t end, int) {
-    RayValues values;
-    for (int64_t i = begin; i < end; ++i) {
-      RayState& state = active[i];
-      const int64_t slot = i * kPass;
-      int64_t n = 0;
-      while (n < kPass && pass.cell[slot + n] >= 0) ++n;
-      values.activate(&pass.raw[4 * slot], n);
-      float* to = rgba + 4 * static_cast<int64_t>(state.ray);
-      for (int64_t k = 0; k < n; ++k) {
-        const float weight = state.transmittance * values.weight(k);
-        for (int j = 0; j < 3; ++j) to[j] += weight * values.colour(k, j);
-        depth[state.ray] += weight * pass.distance[slot + k];
+// The rays that one thread advances. A ray's colour depends on its own samples only, hence neither
+// on the pool that it travels in nor on the number of threads.
+template <class Networks>
+class Pool {
+ public:
+  Pool(const Volume& volume, const Networks& networks, int64_t cells, const Picture& picture,
+       float stop)
+      : volume_(volume), networks_(networks), picture_(picture), stop_(stop), cells_(cells),
+        start_(cells + 1) {
+    const int64_t slots = kPass * (kPool + kSide * kSide);
+    rays_.reserve(kPool + kSide * kSide);
+    ray_.resize(slots);
+    cell_.resize(slots);
+    order_.resize(slots);
+    distance_.resize(slots);
+    local_.resize(3 * slots);
+    raw_.resize(4 * slots);
+  }
+
+  // Renders tiles until none is left.
+  void run(std::atomic<int64_t>& next_tile) {
+    for (bool more = true; more || !rays_.empty();) {
+      slots_ = 0;
+      go_on();
+      while (more && rays_.size() < kPool) {
+        const int64_t tile = next_tile.fetch_add(1, std::memory_order_relaxed);
+        more = tile < picture_.tiles();
+        if (more) picture_.for_runs(tile, [&](int64_t r, int n) { begin(r, n); });
       }
-      state.transmittance *= values.transmittance(n);
-      to[3] = 1.0f - state.transmittance;
+      sort_by_cell(cell_.data(), nullptr, slots_, cells_, order_.data(), start_.data());
+      const NetworkInputs in{local_.data(), picture_.directions, ray_.data()};
+      for (int64_t c = 0; c < cells_; ++c) {
+        const int64_t n = start_[c + 1] - start_[c];
+        if (n > 0) networks_.forward(c, in, &order_[start_[c]], n, raw_.data());
+      }
+      composite();
     }
+  }
+
+ private:
+  // Takes up those of `n` neighbouring rays that meet something.
+  void begin(int64_t first, int n) {
+    const auto ray_at = [&](int k) {
+      const int64_t r = first + std::min(k, n - 1);
+      return Ray(volume_, picture_.origins + 3 * r, picture_.directions + 3 * r, 0.5f);
+    };
+    const Ray rays[kAhead] = {ray_at(0), ray_at(1), ray_at(2), ray_at(3),
+                              ray_at(4), ray_at(5), ray_at(6), ray_at(7)};
+    const Ray* all[kAhead];
+    for (int k = 0; k < kAhead; ++k) all[k] = &rays[k];
+    int32_t next[kAhead] = {};
+    Ray::approach(volume_, all, next);
+    for (int k = 0; k < n; ++k) {
+      if (next[k] == kEnded) continue;
+      rays_.push_back({rays[k], static_cast<int32_t>(first + k), next[k], 0, 1.0f});
+      march(rays_.back());
+      if (rays_.back().count == 0) rays_.pop_back();
+    }
+  }
+
+  // Takes the rays of the pool to their next samples.
+  void go_on() {
+    const size_t n = rays_.size();
+    for (size_t first = 0; first < n; first += kAhead) {
+      const Ray* all[kAhead];
+      int32_t next[kAhead];
+      for (size_t k = 0; k < kAhead; ++k) {
+        const Traveller& t = rays_[std::min(first + k, n - 1)];
+        all[k] = &t.ray;
+        next[k] = t.next;
+      }
+      Ray::approach(volume_, all, next);
+      for (size_t k = 0; k < kAhead && first + k < n; ++k) {
+        rays_[first + k].next = next[k];
+        march(rays_[first + k]);
+      }
+    }
+  }
+
+  void march(Traveller& t) {
+    Sample found[kPass];
+    t.count = t.next == kEnded ? 0 : t.ray.advance(volume_, t.next, kPass, found);
+    for (int k = 0; k < t.count; ++k, ++slots_) {
+      ray_[slots_] = t.index;
+      cell_[slots_] = found[k].cell;
+      distance_[slots_] = found[k].distance;
+      std::copy_n(found[k].local, 3, &local_[3 * slots_]);
+    }
+  }
+
+  // Adds the samples of the pass to their rays and drops those that have ended.
+  void composite() {
+    int64_t slot = 0;
+    size_t kept = 0;
+    for (Traveller& t : rays_) {
+      values_.activate(&raw_[4 * slot], t.count);
+      float* to = picture_.rgba + 4 * static_cast<int64_t>(t.index);
+      for (int k = 0; k < t.count; ++k, ++slot) {
+        const float weight = t.transmittance * values_.weight(k);
+        for (int j = 0; j < 3; ++j) to[j] += weight * values_.colour(k, j);
+        picture_.depth[t.index] += weight * distance_[slot];
+      }
+      t.transmittance *= values_.transmittance(t.count);
+      to[3] = 1.0f - t.transmittance;
+      if (t.next != kEnded && t.transmittance >= stop_) rays_[kept++] = t;
+    }
+    rays_.erase(rays_.begin() + kept, rays_.end());
+  }
+
+  const Volume& volume_;
+  const Networks& networks_;
+  const Picture& picture_;
+  const float stop_;
+  const int64_t cells_;
+  int64_t slots_ = 0;
+  std::vector<Traveller> rays_;
+  std::vector<int32_t> ray_, cell_, order_, start_;
+  std::vector<float> distance_, local_, raw_;
+  RayValues values_;
+};
+
+template <class Networks>
+void render(const Volume& volume, const Networks& networks, int64_t cells, const Picture& picture,
+            float stop, int threads) {
+  std::fill_n(picture.rgba, 4 * picture.rays, 0.0f);
+  std::fill_n(picture.depth, picture.rays, 0.0f);
+  std::atomic<int64_t> next_tile{0};
+  loom::parallel_ranges(threads, threads, [&](int64_t, int64_t, int) {
+    Pool<Networks>(volume, networks, cells, picture, stop).run(next_tile);
   });
 }
 
@@ -108,40 +194,39 @@ void composite_pass(const Pass& pass, std::vector<RayState>& active, float* rgba
 
 extern "C" {
 
+// Whether products in bfloat16 are compiled in and this processor has them.
+int kilo_has_bfloat16() {
+#ifdef KILO_BFLOAT16
+  return Bfloat16Networks::available();
+#else
+  return 0;
+#endif
+}
+
 // Renders rays to premultiplied rgba [rays, 4] and depth [rays]. A ray stops between two passes
-// when less than stop_transmittance passes it.
+// when less than stop_transmittance passes it. `width` is that of the picture whose rows the rays
+// are, or 0; `bfloat16` may be 1 for hidden 32 where kilo_has_bfloat16().
 void kilo_image(const float* box, const int32_t* voxel_shape, const uint8_t* distance,
                 const int32_t* cell_shape, const int32_t* cell_index, float step, int64_t rays,
-                const float* origins, const float* directions, int hidden,
+                const float* origins, const float* directions, int64_t width, int hidden,
                 int position_frequencies, int direction_frequencies, const float* weights,
-                int64_t cells, float stop_transmittance, float* rgba, float* depth, int threads) {
+                int64_t cells, int bfloat16, float stop_transmittance, float* rgba, float* depth,
+                int threads) {
   const Volume volume(box, voxel_shape, distance, cell_shape, cell_index, step);
-  Networks nets{{hidden, position_frequencies, direction_frequencies}, weights, cells, {}};
-  const auto evaluate_cells = hidden == 48 ? evaluate<48> : evaluate<32>;
-  hidden == 48 ? merge<48>(nets, threads) : merge<32>(nets, threads);
-  std::fill_n(rgba, 4 * rays, 0.0f);
-  std::fill_n(depth, rays, 0.0f);
-  Pass pass(cells);
-  std::vector<RayState> active;
-  for (int64_t block = 0; block < rays; block += kBlock) {
-    active.clear();
-    for (int64_t r = block; r < std::min(rays, block + kBlock); ++r) {
-      active.push_back({static_cast<int32_t>(r), 0, 1.0f});
-    }
-    while (!active.empty()) {
-      const int64_t slots = static_cast<int64_t>(active.size()) * kPass;
-      pass.resize(slots);
-      march_pass(volume, origins, directions, active, pass, threads);
-      sort_by_cell(pass.cell.data(), nullptr, slots, cells, pass.order.data(), pass.start.data());
-      const NetworkInputs in{pass.local.data(), directions, pass.ray.data()};
-      evaluate_cells(nets, in, pass.order, pass.start, pass.raw.data(), threads);
-      composite_pass(pass, active, rgba, depth, threads);
-      const auto done = [&](const RayState& s) {
-        return s.next == kEnded || s.transmittance < stop_transmittance;
-      };
-      active.erase(std::remove_if(active.begin(), active.end(), done), active.end());
-    }
+  const Shape shape{hidden, position_frequencies, direction_frequencies};
+  const Picture picture{origins, directions, rays, width, rgba, depth};
+  threads = std::max(1, threads);
+  const auto draw = [&](const auto& networks) {
+    render(volume, networks, cells, picture, stop_transmittance, threads);
+  };
+#ifdef KILO_BFLOAT16
+  if (bfloat16) {
+    draw(Bfloat16Networks(shape, weights, cells, threads));
+    return;
   }
+#endif
+  hidden == 48 ? draw(PictureNetworks<48>(shape, weights, cells, threads))
+               : draw(PictureNetworks<32>(shape, weights, cells, threads));
 }
 
 }  // extern "C"

@@ -6,13 +6,12 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from loom import png
 from loom.errors import UserError
 from loom.files import explained, write_atomic
 from PIL import Image
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _RGBA_COLOUR_TYPE = 6  # in the header's byte 25
-_LARGEST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
 
 
 def read_png(path: Path, mode: str) -> np.ndarray:
@@ -51,16 +50,10 @@ def read_bytes(path: Path) -> bytes:
 
 def decode_png(data: bytes, path: Path, mode: str) -> np.ndarray:
     """Decode the bytes of a PNG; see `read_png`. `path` is what messages name."""
-    _size(data[:33], path)
     try:
-        with Image.open(BytesIO(data), formats=["PNG"]) as image:
-            image.verify()  # the check sum of every chunk; decoding alone ignores most of them
-        with Image.open(BytesIO(data), formats=["PNG"]) as image:
-            found, pixels = image.mode, np.asarray(image)
-    except (OSError, ValueError, SyntaxError, EOFError, OverflowError) as error:
-        raise UserError(
-            f"{path} is damaged: {error}", hint="copy or render this image again"
-        ) from error
+        found, pixels = png.decode_png(data)
+    except ValueError as error:
+        raise _unreadable(path, error) from error
     if found != mode:
         remedy = {
             "RGBA": "export the images with a transparent background (an alpha channel)",
@@ -73,19 +66,16 @@ def decode_png(data: bytes, path: Path, mode: str) -> np.ndarray:
 def png_size(path: Path) -> tuple[int, int]:
     """Return width and height from the header of a PNG, without decoding it."""
     with explained(path), path.open("rb") as stream:
-        return _size(stream.read(33), path)
+        head = stream.read(png.HEADER_BYTES)
+    try:
+        return png.png_size(head)
+    except ValueError as error:
+        raise _unreadable(path, error) from error
 
 
-def _size(head: bytes, path: Path) -> tuple[int, int]:
-    if head[:8] != _SIGNATURE or len(head) < 33:
-        raise UserError(f"{path} is not a PNG file", hint="convert the image to an 8-bit PNG")
-    width, height = (int.from_bytes(head[i : i + 4], "big") for i in (16, 20))
-    if not 0 < width * height <= _LARGEST_PIXELS:
-        raise UserError(
-            f"{path} says that it has {width}x{height} pixels, but 1 to {_LARGEST_PIXELS} are read",
-            hint="a damaged file often says so; else scale the images down first",
-        )
-    return width, height
+def _unreadable(path: Path, error: ValueError) -> UserError:
+    hint = "copy or render this image again; pictures are 8-bit PNG"
+    return UserError(f"{path} cannot be read ({error})", hint=hint)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

@@ -32,17 +32,20 @@ _SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
             c_float,
             c_int64,
             *_POINTERS * 2,
+            c_int64,
             c_int,
             c_int,
             c_int,
             c_void_p,
             c_int64,
+            c_int,
             c_float,
             *_POINTERS * 2,
             c_int,
         ),
         None,
     ),
+    "kilo_has_bfloat16": ((), c_int),
     "kilo_sort": ((*_POINTERS * 2, c_int64, c_int64, *_POINTERS * 2), None),
     "kilo_network_forward": (
         (c_int, c_int, c_int, c_void_p, c_int64, *_POINTERS * 7, c_int64, c_int),
@@ -336,6 +339,11 @@ def render(
     return RayOutputs(*outputs)
 
 
+def has_bfloat16(shape: NetworkShape) -> bool:
+    """Say whether pictures of such networks can be rendered with products in bfloat16."""
+    return shape.hidden == 32 and bool(_function("kilo_has_bfloat16")())
+
+
 def render_image(
     weights: Tensor,
     shape: NetworkShape,
@@ -343,15 +351,29 @@ def render_image(
     origins: Tensor,
     directions: Tensor,
     stop_transmittance: float,
+    *,
+    width: int = 0,
+    bfloat16: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return premultiplied rgba [r, 4] and depth [r] of rays that stop when nearly opaque."""
+    """Return premultiplied rgba [r, 4] and depth [r] of rays that stop when nearly opaque.
+
+    Args:
+        weights: [cells, P].
+        shape: Of the networks.
+        volume: Where they are.
+        origins: [r, 3].
+        directions: [r, 3], unit.
+        stop_transmittance: A ray ends where less light passes.
+        width: Rays per row, if they are whole rows of a picture; 0 else. Changes only the speed.
+        bfloat16: Multiply in bfloat16, where `has_bfloat16`.
+    """
     arguments, kept = _volume_arguments(volume)
     origins, directions = origins.contiguous(), directions.contiguous()
     rgba, depth = torch.empty(len(origins), 4), torch.empty(len(origins))
     _function("kilo_image")(
-        *arguments, len(origins), _floats(origins), _floats(directions), shape.hidden,
+        *arguments, len(origins), _floats(origins), _floats(directions), width, shape.hidden,
         shape.position_frequencies, shape.direction_frequencies, _floats(weights), len(weights),
-        stop_transmittance, _floats(rgba), _floats(depth), native.threads(),
+        int(bfloat16), stop_transmittance, _floats(rgba), _floats(depth), native.threads(),
     )  # fmt: skip
     del kept
     return rgba, depth

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import h5py
 import numpy as np
+from loom.files import explained, write_atomic
 
 Layout = Literal["old", "new"]
 CONFIGURATION = "demo_clean"
@@ -52,12 +54,13 @@ def episode_path(root: Path, task: str, number: int, layout: Layout = "old") -> 
 def write_recording(path: Path, recording: Recording, layout: Layout = "old") -> None:
     """Write an episode whole or not at all; its folder is made."""
     jpegs = [cv2.imencode(".jpg", image)[1].tobytes() for image in recording.pictures]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    with h5py.File(unfinished, "w") as file:
+    with explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    content = BytesIO()
+    with h5py.File(content, "w") as file:
         write = _write_old if layout == "old" else _write_new
         write(file, recording, jpegs)
-    unfinished.replace(path)
+    write_atomic(path, content.getvalue(), sync=False)
     if layout == "old":
         folder = path.parent.parent / "instructions"
         folder.mkdir(exist_ok=True)

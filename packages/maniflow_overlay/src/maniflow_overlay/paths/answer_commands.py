@@ -52,9 +52,9 @@ def import_command(root: Path, output: Path) -> None:
     _write(output, import_pickles(root))
 
 
-def report_command(source: Path) -> None:
+def report_command(source: Path, *, as_json: bool) -> None:
     """Print the table of a file of paths."""
-    print_table(*count(read_paths(source)))
+    print_table(*count(read_paths(source)), as_json=as_json)
 
 
 def _write(output: Path, rows: list[PathRow]) -> None:

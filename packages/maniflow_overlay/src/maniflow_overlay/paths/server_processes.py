@@ -20,10 +20,10 @@ def up_command(folder: Path, command: str, gpus: str, port: int, wait_s: float) 
     status_command(folder)
 
 
-def status_command(folder: Path) -> bool:
+def status_command(folder: Path, *, as_json: bool = False) -> bool:
     """Print the servers; return whether all are ready."""
     servers = read_servers(folder)
-    if not servers:
+    if not servers and not as_json:
         typer.echo(f"{folder}: no servers")
         return False
     rows = [
@@ -36,8 +36,8 @@ def status_command(folder: Path) -> bool:
         ]
         for s in servers
     ]
-    print_table(["server", "GPU", "process", "state", "log"], rows)
-    return all(server.state() == "ready" for server in servers)
+    print_table(["server", "GPU", "process", "state", "log"], rows, as_json=as_json)
+    return bool(servers) and all(server.state() == "ready" for server in servers)
 
 
 def down_command(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from loom.errors import UserError
-from loom.files import read_text, write_atomic
+from loom.files import explained, read_text, write_atomic
 
 from maniflow_overlay.gripper_path import GripperPath, path_from_rows
 from maniflow_overlay.paths.frames import FrameKey
@@ -63,7 +63,8 @@ class PathRow:
 
 def write_paths(path: Path, rows: Iterable[PathRow]) -> None:
     """Write the rows in order of their frames, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     lines = [row.to_json() for row in sorted(rows, key=lambda row: row.key)]
     write_atomic(path, "".join(line + "\n" for line in lines))
 

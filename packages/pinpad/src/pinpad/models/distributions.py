@@ -7,6 +7,7 @@ an image is inf. So logits are widened here, before any logarithm, and noise is 
 Every draw takes a generator. Shapes: `...` are batch dimensions.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -78,32 +79,40 @@ class TwoHot(torch.nn.Module):
         return -(self.encode(value) * logits.float().log_softmax(-1)).sum(-1)
 
 
-def unimix(logits: Tensor, share: float) -> Tensor:
+def unimix(logits: Tensor, share: float, dim: int = -1) -> Tensor:
     """Return log-probabilities with a share of the uniform distribution mixed in.
 
     Args:
-        logits: (..., classes).
+        logits: Any shape.
         share: From 0 to 1; no probability falls below share / classes.
+        dim: That of the classes.
     """
     logits = logits.float()
     if share == 0:
-        return logits.log_softmax(-1)
-    probabilities = (1 - share) * logits.softmax(-1) + share / logits.shape[-1]
+        return logits.log_softmax(dim)
+    probabilities = (1 - share) * logits.softmax(dim) + share / logits.shape[dim]
     return probabilities.log()
 
 
-def sample_one_hot(log_probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw (..., classes) one-hot vectors whose gradient is that of the probabilities.
+def sample_one_hot(
+    log_probabilities: Tensor, generator: torch.Generator | None, dim: int = -1
+) -> Tensor:
+    """Draw one-hot vectors whose gradient is that of the probabilities.
 
     Args:
-        log_probabilities: (..., classes), normalised.
+        log_probabilities: Any shape, normalised over the classes.
         generator: Draws the noise, on the device of the logits.
+        dim: That of the classes.
     """
     probabilities = log_probabilities.float().exp()
-    # The first arrival of exponential clocks with these rates is a draw.
-    arrivals = torch.empty_like(probabilities).exponential_(generator=generator)
-    winner = (probabilities.detach() / arrivals).argmax(-1)
-    hard = functional.one_hot(winner, probabilities.shape[-1]).to(probabilities.dtype)
+    cumulated = probabilities.detach().cumsum(dim)
+    total = cumulated.narrow(dim, -1, 1)
+    level = torch.empty_like(total).uniform_(generator=generator) * total
+    # Rounding may lift a level to the total itself, which lies in no class.
+    winner = (cumulated <= level).sum(dim, keepdim=True).clamp_max_(cumulated.shape[dim] - 1)
+    hard = torch.zeros_like(cumulated).scatter_(dim, winner, 1.0)
+    if not probabilities.requires_grad:
+        return hard
     return hard + (probabilities - probabilities.detach())
 
 
@@ -111,11 +120,14 @@ def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
     """Return KL(p || q) (...), summed over the variables.
 
     Args:
-        p: (..., variables, classes) normalised log-probabilities.
+        p: (..., variables, classes) normalised log-probabilities, or classes first.
         q: The same of the other distribution.
     """
     p, q = p.float(), q.float()
     return (p.exp() * (p - q)).sum((-2, -1))
+
+
+_NORMAL_ENTROPY = 0.5 * (1 + math.log(2 * math.pi))
 
 
 class Normal(NamedTuple):
@@ -132,6 +144,10 @@ class Normal(NamedTuple):
     def detach(self) -> "Normal":
         """Return it without a gradient."""
         return Normal(self.mean.detach(), self.std.detach())
+
+    def entropy(self) -> Tensor:
+        """Return (...) nats, summed over the last dimension."""
+        return (self.std.log() + _NORMAL_ENTROPY).sum(-1)
 
 
 def normal_from(parameters: Tensor, smallest_std: float = 0.1) -> Normal:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pinpad.models.distributions import categorical_kl, sample_one_hot, unimix
 from pinpad.models.dynamics import Balance, Rollout, beginnings, begun, stacked
+from pinpad.models.latents import Drawn, Latent, divergence
 from pinpad.models.layers import NormedGru, mlp, where_first
 
 
@@ -33,6 +33,11 @@ class RssmSettings:
     def balance(self) -> Balance:
         """How prior and posterior share the divergence."""
         return Balance(self.dyn_scale, self.rep_scale, self.free_nats)
+
+    @property
+    def latent(self) -> Latent:
+        """What the stochastic state is."""
+        return Latent(self.variables, self.classes, self.unimix)
 
 
 class RssmState(NamedTuple):
@@ -55,7 +60,8 @@ class Rssm(nn.Module):
         """
         super().__init__()
         self.settings = settings
-        self.stoch_dim = settings.variables * settings.classes
+        self.latent = settings.latent
+        self.stoch_dim = self.latent.width
         self.feature_dim = settings.deter + self.stoch_dim
         self.enter = mlp(self.stoch_dim + actions, [settings.hidden])
         self.cell = NormedGru(settings.hidden, settings.deter)
@@ -91,10 +97,10 @@ class Rssm(nn.Module):
             state, posterior = self._see(state, embedding[t], action[t], generator)
             states.append(state)
             posteriors.append(posterior)
-        both, posterior = stacked(states), torch.stack(posteriors)
-        prior = self._latent(self.prior(both.deter))
-        dyn = categorical_kl(posterior.detach(), prior)
-        rep = categorical_kl(posterior, prior.detach())
+        both, posterior = stacked(states), stacked(posteriors)
+        prior = self.latent.distribution(self.prior(both.deter))
+        dyn = divergence(posterior.detach(), prior)
+        rep = divergence(posterior, prior.detach())
         return Rollout(
             feature=self.feature(both),
             state=both,
@@ -102,8 +108,8 @@ class Rssm(nn.Module):
             surprise=dyn.detach(),
             metrics={
                 "kl": dyn.detach().mean(),
-                "prior_entropy": _entropy(prior).mean(),
-                "posterior_entropy": _entropy(posterior).mean(),
+                "prior_entropy": prior.detach().entropy().mean(),
+                "posterior_entropy": posterior.detach().entropy().mean(),
             },
         )
 
@@ -124,8 +130,8 @@ class Rssm(nn.Module):
     ) -> RssmState:
         """Return states (b, ...) after actions (b, a), drawn from the prior."""
         deter = self._advance(state.deter, state.stoch, action)
-        prior = self._latent(self.prior(deter))
-        return RssmState(deter, sample_one_hot(prior, generator).flatten(-2))
+        prior = self.latent.distribution(self.prior(deter))
+        return RssmState(deter, prior.sample(generator))
 
     def _see(
         self,
@@ -133,27 +139,16 @@ class Rssm(nn.Module):
         embedding: Tensor,
         action: Tensor,
         generator: torch.Generator | None,
-    ) -> tuple[RssmState, Tensor]:
-        """Return the state (b, ...) after a frame, and its posterior's log-probabilities."""
+    ) -> tuple[RssmState, Drawn]:
+        """Return the state (b, ...) after a frame, and its posterior."""
         deter = self._advance(state.deter, state.stoch, action)
-        posterior = self._latent(self.posterior(torch.cat([deter, embedding], -1)))
-        return RssmState(deter, sample_one_hot(posterior, generator).flatten(-2)), posterior
+        posterior = self.latent.distribution(self.posterior(torch.cat([deter, embedding], -1)))
+        return RssmState(deter, posterior.sample(generator)), posterior
 
     def _advance(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
         return self.cell(self.enter(torch.cat([stoch, action], -1)), deter)
-
-    def _latent(self, logits: Tensor) -> Tensor:
-        """Return (..., variables, classes) log-probabilities."""
-        shape = (self.settings.variables, self.settings.classes)
-        return unimix(logits.unflatten(-1, shape), self.settings.unimix)
 
     def zeros(self, batch: int, like: Tensor) -> RssmState:
         """Return the state before a beginning, on the device of a tensor."""
         zeros = torch.zeros(batch, self.settings.deter + self.stoch_dim, device=like.device)
         return RssmState(*zeros.split([self.settings.deter, self.stoch_dim], -1))
-
-
-def _entropy(log_probabilities: Tensor) -> Tensor:
-    """Return (...) nats, summed over the variables."""
-    detached = log_probabilities.detach()
-    return -(detached.exp() * detached).sum((-2, -1))

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from loom import jobs
 from loom.errors import UserError
 
 from pinpad.sweep import execute
 from pinpad.sweep.conditions import BOUNDARY4, read_conditions, without_rssm
-from pinpad.sweep.plan import EMBEDDED, members, parse_seeds
+from pinpad.sweep.plan import EMBEDDED, parse_seeds
 
 
 def run_command(
@@ -21,6 +22,7 @@ def run_command(
     skip_rssm: bool,
     slots: int | None,
     devices: str | None,
+    executor: str,
     run_log: Path | None,
     status_file: Path | None,
     resume: bool,
@@ -33,21 +35,25 @@ def run_command(
         config: YAML under the overrides.
         logroot: The sweep's folder; a new one, or on resume the newest one, if None.
         skip_rssm: Leave out the conditions without boundaries.
-        slots: Jobs at once; the processors, at most one for each run, if None.
+        slots: Jobs at once; the processors of this machine, or what a cluster has, if None.
         devices: Accelerators to share out, separated by commas.
+        executor: Where jobs run, as `loom.jobs.executor` reads it.
         run_log: Gets what is printed.
         status_file: Shell assignments for other programs.
         resume: Go on with a sweep.
         retry_failed: Run also what had failed.
     """
+    shared = [each.strip() for each in devices.split(",")] if devices else []
+    slots = slots or (_processors() if executor == "local" else None)
+    chosen = jobs.executor(executor, slots, devices=shared, grace_s=execute.PATIENCE_S)
     wanted = dict(given)
     if "seeds" in wanted:
         wanted["seeds"] = parse_seeds(wanted["seeds"])
     if "conditions" in wanted or skip_rssm:
         file = wanted.get("conditions")
-        chosen = read_conditions(file) if file else BOUNDARY4
-        chosen = without_rssm(chosen) if skip_rssm else chosen
-        wanted["conditions"] = {name: dict(each) for name, each in chosen.items()}
+        named = read_conditions(file) if file else BOUNDARY4
+        named = without_rssm(named) if skip_rssm else named
+        wanted["conditions"] = {name: dict(each) for name, each in named.items()}
     if resume:
         if config is not None:
             raise UserError("a sweep goes on with the configuration it has", hint="drop --config")
@@ -66,12 +72,10 @@ def run_command(
         settings = execute.settings_from(wanted)
         for notice in execute.begin(settings, root, config):
             typer.echo(notice)
-    shared = [each.strip() for each in devices.split(",")] if devices else []
     return execute.run_sweep(
         settings,
         root,
-        slots=slots or min(len(members(settings)), _processors()),
-        devices=shared,
+        executor=chosen,
         resume=resume,
         retry_failed=retry_failed,
         status_file=status_file,

@@ -14,6 +14,10 @@ _EARLIER: Settings = {
     "dynamics_type": "vta",
     "vta_at_read": "begin",
     "vta_abs_scale": 1.0,
+    "vta_abs_input": "abstract",
+    "vta_abs_stoch": 32,
+    "vta_obs_stoch": 32,
+    "vta_discrete": 0,
 }
 """What the VTA of the first experiments had in common, where the defaults differ by now."""
 

@@ -3,18 +3,18 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from loom import processes
+from loom import jobs_sbatch, processes
 from loom.config import differences, plain, resolve
 from loom.errors import UserError
 from loom.files import append_line, read_json
-from loom.jobs import Event, Local
+from loom.jobs import Event, Executor, Local
 
 from pinpad.doctor import check_oracle
 from pinpad.sweep import plan
@@ -94,8 +94,7 @@ def run_sweep(
     settings: SweepSettings,
     root: Path,
     *,
-    slots: int = 1,
-    devices: Sequence[str] = (),
+    executor: Executor | None = None,
     resume: bool = False,
     retry_failed: bool = False,
     status_file: Path | None = None,
@@ -107,8 +106,7 @@ def run_sweep(
     Args:
         settings: Of the sweep; its log root is prepared.
         root: Its log root.
-        slots: Jobs at once.
-        devices: Accelerators, one for each job at once; they set the number of slots.
+        executor: Runs its jobs; here, one after the other, if None.
         resume: Go on with a sweep that was begun.
         retry_failed: Run also what had failed.
         status_file: Shell assignments, replaced every second.
@@ -125,7 +123,6 @@ def run_sweep(
     root = root.absolute()
     plan.record(settings, root)
     status_file = status_file or root / STATUS_FILE
-    executor = Local(slots, devices=devices, grace_s=PATIENCE_S)
     count = len(plan.members(settings))
 
     def tell(line: str) -> None:
@@ -138,7 +135,8 @@ def run_sweep(
     tell(f"[sweep] {count} runs in {root}; follow them with: pinpad monitor {root}")
     with ExitStack() as stack:
         stack.enter_context(StatusWriter(root, status_file, tell))
-        events = executor.run(plan.jobs(settings, root), root, resume, retry_failed=retry_failed)
+        chosen = executor or Local(grace_s=PATIENCE_S)
+        events = chosen.run(plan.jobs(settings, root), root, resume, retry_failed=retry_failed)
         stack.callback(events.close)
         for event in events:
             tell(_line(event))
@@ -170,6 +168,9 @@ def stop(root: Path, say: Say = print, patience_s: float = 2 * PATIENCE_S) -> No
     path = root / "status.json"
     status: dict[str, Any] = read_json(path) if path.is_file() else {"jobs": {}}
     if not _is_held(root):
+        if array := jobs_sbatch.cancel(root):
+            say(f"[sweep] array job {array} was cancelled; --resume --logroot {root} completes it")
+            return
         left = [
             entry["pid"]
             for entry in status["jobs"].values()

@@ -98,9 +98,8 @@ def import_bag(
             all its parts.
     """
     tolerance_ns = round(tolerance_ms * 1e6)
-    with _opened(source, topics) as bag:
+    with _opened(source, topics) as bag, target.segment(split, name) as writer:
         drive, odometry, images = _controls(bag, topics, target)
-        writer = None
         last = -1
         for time, message in bag.messages(topics.lidar):
             command = drive.nearest(time, tolerance_ns)
@@ -121,7 +120,6 @@ def import_bag(
             if not np.isfinite((angle, wanted, speed)).all():
                 target.dropped["frames whose command or speed is not finite"] += 1
                 continue
-            writer = writer or target.segment(split, name)
             target.write(
                 writer,
                 time,
@@ -132,12 +130,11 @@ def import_bag(
                 float(wanted),
             )
             last = time
-    if writer is None or not target.frames:
-        raise UserError(
-            f"{source}: no frame has all its parts: {target.summary()}",
-            hint="compare the topics with `rosbags` or `ros2 bag info`, or raise --sync-tol-ms",
-        )
-    writer.close()
+        if not target.frames:
+            raise UserError(
+                f"{source}: no frame has all its parts: {target.summary()}",
+                hint="compare the topics with `rosbags` or `ros2 bag info`, or raise --sync-tol-ms",
+            )
 
 
 class _Bag:

@@ -60,23 +60,22 @@ def import_clouds(
     times = columns.get("timestamp_ns", np.arange(rows) * (1e9 / rate_hz)).astype(np.int64)
     if suffix == ".bin" and num_features is None:
         num_features = one_form(files)
-    writer = target.segment(split, name)
     wanted = columns.get("target_velocity")
-    for row, path in enumerate(files):
-        if suffix == ".pcd":
-            points = read_pcd(path)
-        else:
-            with explained(path):
-                points = points_of_bytes(path.read_bytes(), num_features or 4, path)
-        target.write(
-            writer,
-            int(times[row]),
-            float(columns["velocity"][row]),
-            float(columns["wheel_angle"][row]),
-            points,
-            target_velocity=None if wanted is None else float(wanted[row]),
-        )
-    writer.close()
+    with target.segment(split, name) as writer:
+        for row, path in enumerate(files):
+            if suffix == ".pcd":
+                points = read_pcd(path)
+            else:
+                with explained(path):
+                    points = points_of_bytes(path.read_bytes(), num_features or 4, path)
+            target.write(
+                writer,
+                int(times[row]),
+                float(columns["velocity"][row]),
+                float(columns["wheel_angle"][row]),
+                points,
+                target_velocity=None if wanted is None else float(wanted[row]),
+            )
 
 
 def one_form(files: list[Path]) -> int:

@@ -77,17 +77,16 @@ def import_episode(
     ranges = np.stack([columns[f"lidar_{beam}"] for beam in range(beams)], axis=1)
     angles = np.linspace(-field_of_view_rad / 2, field_of_view_rad / 2, beams)
     speed = columns["desired_speed"]
-    writer = target.segment(split, name)
-    for row in range(1, len(time)):
-        target.write(
-            writer,
-            round((time[row] - time[0]) * 1e9),
-            float(speed[row - 1]),
-            math.degrees(columns["steer"][row]),
-            scan_points(ranges[row], angles, range_limit_m),
-            target_velocity=float(speed[row]),
-        )
-    writer.close()
+    with target.segment(split, name) as writer:
+        for row in range(1, len(time)):
+            target.write(
+                writer,
+                round((time[row] - time[0]) * 1e9),
+                float(speed[row - 1]),
+                math.degrees(columns["steer"][row]),
+                scan_points(ranges[row], angles, range_limit_m),
+                target_velocity=float(speed[row]),
+            )
 
 
 def scan_points(

@@ -69,23 +69,22 @@ def _write(segment: Segment, target: Target, features: int) -> None:
         target.dropped["segments without clouds"] += 1
         return
     camera = target.camera
-    writer = target.segment(segment.split, segment.name)
     wanted = segment.target_velocity
-    for row, name in enumerate(segment.lidar_files):
-        path = segment.directory / name
-        with explained(path):
-            points = points_of_bytes(path.read_bytes(), features, path)
-        image = None
-        if camera is not None and segment.image_files is not None:
-            picture = segment.directory / segment.image_files[row]
-            image = read_image(picture, camera.width, camera.height)
-        target.write(
-            writer,
-            int(segment.timestamp_ns[row]),
-            float(segment.velocity[row]),
-            float(segment.wheel_angle[row]),
-            points,
-            image,
-            None if wanted is None else float(wanted[row]),
-        )
-    writer.close()
+    with target.segment(segment.split, segment.name) as writer:
+        for row, name in enumerate(segment.lidar_files):
+            path = segment.directory / name
+            with explained(path):
+                points = points_of_bytes(path.read_bytes(), features, path)
+            image = None
+            if camera is not None and segment.image_files is not None:
+                picture = segment.directory / segment.image_files[row]
+                image = read_image(picture, camera.width, camera.height)
+            target.write(
+                writer,
+                int(segment.timestamp_ns[row]),
+                float(segment.velocity[row]),
+                float(segment.wheel_angle[row]),
+                points,
+                image,
+                None if wanted is None else float(wanted[row]),
+            )

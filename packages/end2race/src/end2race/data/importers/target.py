@@ -10,7 +10,7 @@ from loom.errors import UserError
 
 from end2race.data.calibration import IDENTITY, Calibration, Pose, read_calibration
 from end2race.data.dataset import FILE, DatasetFile, read_info
-from end2race.data.lidar_files import size_problem
+from end2race.data.lidar_files import looks_like_other, size_problem
 from end2race.data.writer import SegmentWriter, write_info
 
 _COLUMNS = {4: [0, 1, 2, 3], 8: [0, 1, 2, 4]}
@@ -123,7 +123,7 @@ def points_of_bytes(content: bytes, num_features: int, place: Path) -> np.ndarra
     """Return points [n, 4] of a `.bin` file's bytes; values may be anything.
 
     Raises:
-        UserError: The file is cut short.
+        UserError: The file is cut short, or has the other number of values per point.
     """
     problem = size_problem(len(content), num_features) if content else ""
     if problem:
@@ -131,4 +131,13 @@ def points_of_bytes(content: bytes, num_features: int, place: Path) -> np.ndarra
             f"{place}: {problem}",
             hint="copy the file again, or name the right --lidar-num-features",
         )
-    return np.frombuffer(content, "<f4").reshape(-1, num_features)[:, _COLUMNS[num_features]]
+    numbers = np.frombuffer(content, "<f4")
+    if len(numbers) % 8 == 0:
+        pairs = numbers.reshape(-1, 8)  # two points of 4 or one of 8, whichever it is
+        finite = pairs[np.isfinite(pairs[:, :4]).all(axis=1)]
+        if other := looks_like_other(finite.reshape(-1, num_features)):
+            raise UserError(
+                f"{place}: taken for {num_features} numbers per point, but {other}",
+                hint="import the recordings apart, each with its own --lidar-num-features",
+            )
+    return numbers.reshape(-1, num_features)[:, _COLUMNS[num_features]]

@@ -1,0 +1,56 @@
+"""Every command that the documents print, small enough to be run, in chains of one folder each.
+
+A chain goes from nothing: what a printed command needs is written by the ones before it, under the
+name that the document gives it. Commands that are not run stand in `NOT_RUN` with the reason.
+"""
+
+from printed import coopcyl, core, end2race, featdistill, maniflow_overlay, pinpad, scripts
+
+WITHOUT_MACHINE = "changes this machine's installation"
+SUITE = "is the suite that this test is part of"
+NOT_RUN = {
+    "python3 -m pip install uv": WITHOUT_MACHINE,
+    "uv pip install 'end2race[faiss]'": WITHOUT_MACHINE,
+    "uv pip install 'end2race[ros]'": WITHOUT_MACHINE,
+    "pytest packages tests": SUITE,
+    "pytest packages tests -m slow": SUITE,
+    "pytest packages tests -m dist": SUITE,
+    "bash .ci/run": SUITE,
+    "scripts/pins.py --write": "resolves against a package index; test_pins.py runs --check",
+    "maniflow-overlay servers up --gpus 0,1,2,3 --port 8000 --command "
+    '"python -W ignore server.py --port {port} --model-path MODEL --conv-mode vicuna_v1"': (
+        "needs HAMSTER's weights and GPUs"
+    ),
+    "maniflow-overlay servers up --gpus 0,1,2,3 --port 8010 --folder peek --command "
+    '"python server.py --port {port} --model-path peek_3b"': "needs PEEK's weights and GPUs",
+    "maniflow-overlay servers up --gpus 0 --port 8020 --folder qwen --command "
+    '"vllm serve MODEL --port {port}"': "needs a language model and a GPU",
+    "pinpad doctor --traces DIR": "needs recorded traces; test_traces.py has LOOM_DATA",
+    "scripts/results.py record pinpad-agent runs/three-seed0 runs/three-seed1": (
+        "needs two agents; test_results.py records others"
+    ),
+    "scripts/results.py write": "writes into this checkout; test_results.py compares",
+    "python -m benchmarks": "takes a quarter of an hour; --quick is run",
+    "python benchmarks/end2race_appearance.py": "trains thirteen drivers in ten CPU-minutes",
+    "python benchmarks/pinpad_env.py --original FILE": "needs the original environment's code",
+    "python benchmarks/pinpad_update.py --peer CHECKOUT": "needs a checkout of NM512's code",
+    "end2race import bag --src drive.mcap --out DATA --lidar-topic /points --drive-topic /drive "
+    "--odom-topic /odom --image-topic /camera --calibration calibration.json": (
+        "needs a recording; test_bags.py writes some"
+    ),
+    "end2race import morai --src MORAI --out DATA --calibration calibration.json": (
+        "needs a recording; test_importers.py writes one"
+    ),
+}
+
+CHAINS = (
+    core.CORE,
+    core.BUILD,
+    featdistill.FEATDISTILL,
+    coopcyl.COOPCYL,
+    pinpad.PINPAD_QUICK,
+    pinpad.PINPAD,
+    maniflow_overlay.MANIFLOW,
+    end2race.END2RACE,
+    scripts.SCRIPTS,
+)

@@ -1,0 +1,67 @@
+"""The commands of featdistill, on bricks of 28 pixels."""
+
+from functools import partial
+from typing import Any
+
+from printed.runner import Chain, Step, step
+
+_STUDENT = (
+    "student.grid_resolution=[3,3,3] student.steps_per_axis=48 student.occupancy_resolution=32 "
+    "train.max_steps=12 train.rays=256 train.points=1024 feature_pipeline.rays=32 "
+    "data.extra_poses=2 evaluation.frames=2 evaluation.interval=6 log_interval=4 prune.window=10"
+)
+_TEACHER = "gaussians=300 start.resolution=12 train.max_steps=6 log_interval=2"
+
+
+def sizes() -> dict[str, Any]:
+    """The embedded bricks, their teacher and the demo in small."""
+    from featdistill.data.bricks import BrickScene
+
+    return {
+        "featdistill.data.bricks:BrickScene": partial(BrickScene, width=28, train=6, test=2),
+        "featdistill.demo:SETTINGS": ("name=demo", *_STUDENT.split()),
+        "featdistill.embedded:TEACHER_SETTINGS": ("name=bricks-teacher", *_TEACHER.split()),
+        "featdistill.supervision:POINT_POOL": 20_000,
+    }
+
+
+FEATDISTILL = Chain(
+    "featdistill",
+    (
+        step(run="featdistill scene synth LEGO --width 28 --train 6 --test 2"),
+        step("featdistill scene synth", plus="OTHER --width 20 --train 3 --test 1"),
+        step("featdistill config show"),
+        step("featdistill teacher fit", plus=f"{_TEACHER} name=first"),
+        step(
+            "featdistill teacher fit --scene LEGO --width 200 --run-dir runs/lego-teacher",
+            plus=f"--width 28 {_TEACHER}",
+        ),
+        step(
+            "featdistill train data.scene=LEGO data.teacher=runs/lego-teacher data.width=200 "
+            "student.grid_resolution=16 train.max_steps=6300 --run-dir runs/lego-student",
+            plus=f"data.width=28 {_STUDENT}",
+        ),
+        step("featdistill demo", code=3),  # five CPU-seconds miss the gates
+        step("featdistill train [KEY=VALUE]...", run=f"featdistill train --run-dir RUN {_STUDENT}"),
+        step("featdistill report runs/lego-student"),
+        step("featdistill report RUN"),
+        step("featdistill eval run RUN"),
+        step("featdistill gate RUN", code=3),
+        step("featdistill diagnose RUN"),
+        step("featdistill render --checkpoint RUN", plus="--output-dir A --store-rgba"),
+        step(run="featdistill render --checkpoint RUN --output-dir B --store-rgba"),
+        step("featdistill eval compare A B", run="featdistill eval compare A/renders B/renders"),
+        step(
+            "featdistill eval pipeline RENDERS --teacher-renders DIR",
+            run="featdistill eval pipeline A --teacher-renders RUN/teacher",
+        ),
+        step(
+            "featdistill render --checkpoint RUN --video FILE.webp",
+            plus="--video-frames 3",
+        ),
+        step("featdistill export RUN FILE.safetensors"),
+        Step(("featdistill view RUN",), plus="--port 0", until="http://"),
+        step("featdistill study", plus=f"--seeds 0,1 {_STUDENT} train.max_steps=2"),
+    ),
+    small=sizes,
+)
