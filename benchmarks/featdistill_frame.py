@@ -1,10 +1,12 @@
-"""Whole frames of a student: the native kernel beside its torch twin, and the viewer.
+"""Whole frames of a student: the native kernel beside its torch twin, marching alone, the viewer.
 
     uv run python benchmarks/featdistill_frame.py RUN [--width 800] [--frames 9] [--threads 2]
 
-Wall time of one frame, median over places of an orbit; the two take turns so that a busy machine
-hits both. The viewer's frame is student, teacher and difference together, asked for over HTTP as a
-browser does.
+Wall and CPU time of one frame, medians over places of an orbit; all take turns so that a busy
+machine hits all, and CPU time says what a quiet one would do. "kernel" multiplies in bfloat16
+where the processor can. Marching places all samples of every fortieth ray, without the networks
+and without an early end. The viewer's frame is student, teacher and difference together, asked for
+over HTTP as a browser does.
 """
 
 from __future__ import annotations
@@ -16,21 +18,30 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
+from featdistill.models import kilo, kilo_torch
 from featdistill.models.student import render_image
 from featdistill.orbit import circle, orbit_camera
 from featdistill.viewer import Viewer
 from featdistill.viewer_server import HOST, make_server
 from loom.native import cores_for_kernels
 
+FRAMES: dict[str, dict] = {
+    "kernel": {"impl": "cpu"},
+    "kernel, float32": {"impl": "cpu", "precision": "float32"},
+    "torch twin": {"impl": "torch"},
+}
+MARCHES = {"kernel, marching": kilo.march, "torch twin, marching": kilo_torch.march}
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall and CPU time of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def frames_per_second(viewer: Viewer, width: int, frames: int) -> float:
@@ -43,7 +54,7 @@ def frames_per_second(viewer: Viewer, width: int, frames: int) -> float:
         for place in circle(viewer.start, frames + 1):
             query = f"azimuth={place.azimuth}&elevation={place.elevation}&distance={place.distance}"
             connection.request("GET", f"/frame?{query}&width={width}")
-            taken.append(seconds(lambda: connection.getresponse().read()))
+            taken.append(seconds(lambda: connection.getresponse().read())[0])
         connection.close()
         server.shutdown()
     return 1 / statistics.median(taken[1:])
@@ -60,21 +71,34 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     viewer = Viewer(arguments.run)
     student, width = viewer.student, arguments.width
-    taken: dict[str, list[float]] = {"cpu": [], "torch": []}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in (*FRAMES, *MARCHES)}
     for place in circle(viewer.start, arguments.frames):
         camera = orbit_camera(place, viewer.target, viewer.cameras, width)
-        for impl, column in taken.items():
-            if impl == "cpu" or len(column) < 3:  # the twin takes a minute for a few
-                with cores_for_kernels() if impl == "cpu" else nullcontext():
-                    took = seconds(lambda c=camera, i=impl: render_image(student, c, impl=i))
-                column.append(took)
-    kernel, twin = (statistics.median(column) for column in taken.values())
+        rays = [part[::40].contiguous() for part in camera.image_rays(0)]
+        jitter = torch.full((len(rays[0]),), 0.5)
+        for name, options in FRAMES.items():
+            if name != "torch twin" or len(taken[name]) < 3:  # which takes a minute for a few
+                with cores_for_kernels() if name != "torch twin" else nullcontext():
+                    work = partial(render_image, student, camera, **options)
+                    taken[name].append(seconds(work))
+        for name, march in MARCHES.items():
+            with cores_for_kernels() if name == "kernel, marching" else nullcontext():
+                taken[name].append(seconds(partial(march, student.volume, *rays, jitter)))
+    median = {
+        name: [statistics.median(times) for times in zip(*pairs, strict=True)]
+        for name, pairs in taken.items()
+    }
     print(f"{len(student.weights)} networks, {width}x{width}, {arguments.threads} threads")
-    print("| frame | seconds | frames/s | ratio |\n|---|---|---|---|")
-    print(f"| kernel | {kernel:.3f} | {1 / kernel:.2f} | {twin / kernel:.1f} |")
-    print(f"| torch twin | {twin:.2f} | {1 / twin:.3f} | 1 |")
+    print("| | seconds | per second | ratio | CPU-seconds | ratio |\n|---|---|---|---|---|---|")
+    for names, twin in ((FRAMES, "torch twin"), (MARCHES, "torch twin, marching")):
+        for name in names:
+            (wall, cpu), (twin_wall, twin_cpu) = median[name], median[twin]
+            print(
+                f"| {name} | {wall:.4f} | {1 / wall:.2f} | {twin_wall / wall:.1f} "
+                f"| {cpu:.4f} | {twin_cpu / cpu:.1f} |"
+            )
     rate = frames_per_second(viewer, 200, 60)
-    print(f"| viewer, 200x200: student, teacher, difference | {1 / rate:.3f} | {rate:.1f} | |")
+    print(f"| viewer, 200x200: student, teacher, difference | {1 / rate:.3f} | {rate:.1f} | | | |")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ class Table(Config):
         each: "run" for a row per run, or `FILE KEY`: a row for each element of a list or mapping.
         where: What an element must have to get a row.
         columns: Heading to what stands below it: `FILE KEY.KEY` of a run, `KEY.KEY` of an element,
-            `@name`, `@seed` or `@step` of the run in both; ` :.2f` behind it formats.
+            `@name`, `@seed` or `@step` of the run in both; ` :.2f` behind it formats. A list of
+            numbers is shown as its mean.
         mean_over: Columns of which a last row gives the mean over rows with its 95 % interval.
     """
 
@@ -88,8 +89,11 @@ def record(name: str, runs: Iterable[Path], folder: Path = EXPERIMENTS) -> list[
     if name not in experiments(folder):
         raise UserError(f"{name} is no experiment", hint=f"add it to {folder}/THREAD.yaml first")
     written = []
-    for run in runs:
-        place = folder / "records" / name / f"{run.resolve().name}.json"
+    listed = [run.resolve() for run in runs]
+    for run in listed:
+        alone = [each.name for each in listed].count(run.name) == 1
+        own = run.name if alone else f"{run.parent.name}-{run.name}"  # CONDITION/seed-0
+        place = folder / "records" / name / f"{own}.json"
         place.parent.mkdir(parents=True, exist_ok=True)
         lines = [f'"{key}": {_json(value)}' for key, value in digest(run).items()]
         write_atomic(place, "{\n" + ",\n".join(lines) + "\n}\n")
@@ -201,6 +205,8 @@ def _found(key: str, name: str, content: Mapping[str, Any], element: Mapping[str
 
 def _shown(value: Any, key: str) -> str:
     form = key.partition(" :")[2]
+    if isinstance(value, list) and value:
+        return _mean(value, form)
     if value is None or isinstance(value, bool):
         return {None: "", True: "yes", False: "no"}[value]
     if form and isinstance(value, int | float):
@@ -216,13 +222,20 @@ def _mean_row(table: Table, numbers: Sequence[Sequence[Any]]) -> list[str]:
         if heading not in table.mean_over or not values:
             cells.append("" if column else f"mean of {len(numbers)}")
             continue
-        found = mean_interval(values)
-        form = key.partition(" :")[2] or ".4g"
-        text = format(sum(values) / len(values), form)
-        if isinstance(found, Interval):
-            text += f" [{format(found.low, form)}, {format(found.high, form)}]"
-        cells.append(text)
+        cells.append(_mean(values, key.partition(" :")[2]))
     return cells
+
+
+def _mean(values: Sequence[float | None], form: str) -> str:
+    """Return the mean of what was measured, with Student's interval of 95 % from two values on."""
+    measured = [value for value in values if value is not None]
+    if not measured:
+        return ""
+    text = format(sum(measured) / len(measured), form or ".4g")
+    found = mean_interval(measured)
+    if isinstance(found, Interval):
+        text += f" [{format(found.low, form or '.4g')}, {format(found.high, form or '.4g')}]"
+    return text
 
 
 # The page

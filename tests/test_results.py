@@ -147,6 +147,16 @@ def test_a_record_leaves_long_lists_and_the_folders_of_a_machine_out(folder):
     assert "frames" not in content["files"]["evaluation/a.json"]
 
 
+def test_runs_of_one_name_are_kept_apart_and_a_list_is_shown_as_its_mean(folder):
+    path = folder / "t.yaml"
+    path.write_text(path.read_text() + '    - columns: {seeds: "evaluation/a.json rows.0.deep"}\n')
+    runs = [run_of(folder, f"{condition}/seed-0", 1.0) for condition in ("a", "b")]
+    names = [path.name for path in results.record("agent", runs, folder)]
+    assert names == ["a-seed-0.json", "b-seed-0.json"]
+    # Of 1 and 2 the mean is 1.5, and t of one degree of freedom at 97.5 % is 12.706.
+    assert "| 1.5 [-4.853, 7.853] |" in results.page(folder)
+
+
 def test_what_is_no_experiment_and_no_run_is_refused(folder):
     with pytest.raises(UserError, match="nobody is no experiment"):
         results.record("nobody", [folder], folder)

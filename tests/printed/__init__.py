@@ -8,15 +8,24 @@ from printed import coopcyl, core, end2race, featdistill, maniflow_overlay, pinp
 
 WITHOUT_MACHINE = "changes this machine's installation"
 SUITE = "is the suite that this test is part of"
+SLURM = "needs SLURM; sweeps run under its stand-ins in test_sweep.py and test_jobs_sbatch.py"
 NOT_RUN = {
     "python3 -m pip install uv": WITHOUT_MACHINE,
     "uv pip install 'end2race[faiss]'": WITHOUT_MACHINE,
     "uv pip install 'end2race[ros]'": WITHOUT_MACHINE,
+    "uv pip install 'loom-core[ray]'": WITHOUT_MACHINE,
     "pytest packages tests": SUITE,
     "pytest packages tests -m slow": SUITE,
     "pytest packages tests -m dist": SUITE,
     "bash .ci/run": SUITE,
     "scripts/pins.py --write": "resolves against a package index; test_pins.py runs --check",
+    "torchrun --nnodes=2 --nproc-per-node=4 --node-rank=RANK --master-addr=10.0.0.1 "
+    "--master-port=29500 -m coopcyl train --root OPV2V --run-dir runs/opv2v": (
+        "needs two hosts; test_two_hosts.py makes two"
+    ),
+    "pinpad sweep --executor ray:10.0.0.1:6379": "needs a cluster; test_two_hosts.py makes one",
+    "pinpad sweep --executor sbatch:site.sbatch --jobs 8": SLURM,
+    "featdistill study --executor sbatch:site.sbatch": SLURM,
     "maniflow-overlay servers up --gpus 0,1,2,3 --port 8000 --command "
     '"python -W ignore server.py --port {port} --model-path MODEL --conv-mode vicuna_v1"': (
         "needs HAMSTER's weights and GPUs"

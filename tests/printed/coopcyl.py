@@ -67,6 +67,11 @@ COOPCYL = Chain(
             plus=_NETWORK,
         ),
         step(
+            "torchrun --standalone --nproc-per-node=2 -m coopcyl train --root OPV2V "
+            "--run-dir runs/opv2v",
+            plus=f"--archive {_NETWORK}",
+        ),
+        step(
             "coopcyl train [KEY=VALUE or GROUP=NAME]...",
             run=f"coopcyl train loss=matching {_NETWORK}",
         ),

@@ -85,6 +85,15 @@ END2RACE = Chain(
             f"{_EXPORT} --data_root DATA --split train --teacher_ckpt runs/end2race/teacher "
             "--cache_dir CACHE --dtype fp16 --save_bev_feat --resume --verify"
         ),
+        step(
+            "torchrun --standalone --nproc_per_node=2 -m end2race train-teacher",
+            plus=f"{_DRIVER} --run-dir runs/two",
+        ),
+        step(
+            "torchrun --standalone --nproc-per-node=2 -m end2race train-teacher "
+            "--data-root DRIVES --run-dir runs/teacher",
+            plus=f"--archive {_DRIVER}",
+        ),
         step("end2race cache inspect CACHE", "end2race cache inspect|verify|convert"),
         step("end2race cache verify CACHE"),
         step("end2race cache convert --npz-compat CACHE FOLDER"),

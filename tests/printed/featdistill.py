@@ -41,6 +41,13 @@ FEATDISTILL = Chain(
             "student.grid_resolution=16 train.max_steps=6300 --run-dir runs/lego-student",
             plus=f"data.width=28 {_STUDENT}",
         ),
+        step(
+            "torchrun --standalone --nproc-per-node=2 -m featdistill train data.scene=SCENE "
+            "data.teacher=TEACHER --run-dir runs/student",
+            run="torchrun --standalone --nproc-per-node=2 -m featdistill train data.scene=LEGO "
+            "data.teacher=runs/lego-teacher --run-dir runs/student",
+            plus=f"data.width=28 {_STUDENT}",
+        ),
         step("featdistill demo", code=3),  # five CPU-seconds miss the gates
         step("featdistill train [KEY=VALUE]...", run=f"featdistill train --run-dir RUN {_STUDENT}"),
         step("featdistill report runs/lego-student"),
@@ -60,6 +67,7 @@ FEATDISTILL = Chain(
             plus="--video-frames 3",
         ),
         step("featdistill export RUN FILE.safetensors"),
+        step("featdistill export RUN FILE.onnx"),
         Step(("featdistill view RUN",), plus="--port 0", until="http://"),
         step("featdistill study", plus=f"--seeds 0,1 {_STUDENT} train.max_steps=2"),
     ),

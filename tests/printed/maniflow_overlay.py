@@ -106,6 +106,11 @@ MANIFLOW = Chain(
             "num_epochs=501 --run-dir run2",
             plus=_POLICY,
         ),
+        step(
+            "torchrun --standalone --nproc-per-node=2 -m maniflow_overlay train --store STORE "
+            "--preset parity --run-dir runs/parity",
+            plus=_POLICY,
+        ),
         step("maniflow-overlay sim demo [OUT.png]", run="maniflow-overlay sim demo sim.png"),
         step(
             "maniflow-overlay sim collect [FOLDER]",

@@ -56,6 +56,11 @@ PINPAD = Chain(
             "pinpad train wm_only=true --data FOLDER",
             plus=f"{_WORLD} dynamics_type=vta --run-dir RUN",
         ),
+        step(
+            "torchrun --standalone --nproc-per-node=2 -m pinpad train wm_only=true "
+            "--run-dir runs/world-model",
+            plus=_WORLD,
+        ),
         step("pinpad boundaries score RUN EPISODES OUT"),
         step(
             "pinpad boundaries eval EPISODES --scores NAME=FOLDER",

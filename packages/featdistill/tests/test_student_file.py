@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from featdistill.film import write_film
+from featdistill.models import kilo_torch
 from featdistill.models.student import Student, render_image
 from featdistill.orbit import Orbit, orbit_camera
 from featdistill.restore import restore_student
@@ -18,6 +22,7 @@ from loom.errors import UserError
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +143,58 @@ def test_a_film_is_one_turn(trained, command, tmp_path):
         expected = viewer.frame(place, width).pixels[:, :width].astype(int)
         errors.append(np.abs(shown - expected).mean())
     assert int(np.argmin(errors)) == 1  # compressed, but nearer to its own place than to any other
-    wrong = command("render", "--checkpoint", trained.run, "--video", tmp_path / "a.mp4")
-    wrong.holds("a.mp4", ".webp or .gif")
+    wrong = command("render", "--checkpoint", trained.run, "--video", tmp_path / "a.avi")
+    wrong.holds("a.avi", ".webp or .gif or .mp4")
+
+
+def test_a_film_as_mp4_shows_its_pictures_in_their_order(tmp_path):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    pictures = [np.full((34, 50, 3), 40 * k, np.uint8) for k in range(6)]
+    pictures[3][:, 25:] = 255
+    write_film(tmp_path / "new" / "a.mp4", pictures, seconds=1.0)
+    done = subprocess.run(
+        [ffmpeg.get_ffmpeg_exe(), "-i", tmp_path / "new" / "a.mp4", "-f", "rawvideo",
+         "-pix_fmt", "rgb24", "-"],
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert b" 6 fps" in done.stderr
+    shown = np.frombuffer(done.stdout, np.uint8).reshape(-1, 34, 50, 3).astype(int)
+    assert len(shown) == 6
+    assert max(np.abs(a - b).mean() for a, b in zip(shown, pictures, strict=True)) < 8
+
+
+def test_mp4_without_its_package_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(UserError, match="imageio-ffmpeg"):
+        write_film(tmp_path / "a.mp4", [np.zeros((4, 4, 3), np.uint8)], 1.0)
+
+
+def test_the_onnx_graph_equals_the_networks(trained, command, tmp_path):
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    done = command("export", trained.run, tmp_path / "s.onnx")
+    assert done.code == 0, done.err
+    student = restore_student(trained.run).student
+    noise = torch.Generator().manual_seed(0)
+    cell = torch.randint(len(student.weights), (9,), generator=noise)
+    local = torch.rand(9, 11, 3, generator=noise) * 2 - 1
+    directions = functional.normalize(torch.randn(9, 11, 3, generator=noise), dim=-1)
+    session = runtime.InferenceSession(tmp_path / "s.onnx", providers=["CPUExecutionProvider"])
+    inputs = {"cell": cell, "local": local, "directions": directions}
+    (found,) = session.run(["raw"], {name: value.numpy() for name, value in inputs.items()})
+    expected, _ = kilo_torch.network(
+        student.weights.detach().half().double(), student.shape, cell.repeat_interleave(11).int(),
+        local.reshape(-1, 3).double(), directions.reshape(-1, 3).double(),
+    )  # fmt: skip
+    assert expected.abs().max() > 1
+    torch.testing.assert_close(
+        torch.from_numpy(found).reshape(-1, 4).double(), expected, atol=1e-4, rtol=1e-5
+    )
+
+
+def test_onnx_without_its_package_says_what_to_install(trained, command, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    command("export", trained.run, tmp_path / "s.onnx").holds("featdistill[onnx]")
 
 
 def test_a_checkpoint_without_a_run_is_named(command, tmp_path):

@@ -3,10 +3,10 @@
     for event in Ray(address="10.0.0.1:6379").run(sweep, root):
         print(event)
 
-Ray chooses the machine and tells when one is gone; the job itself is a process of its own there,
-watched by `loom.jobs_node`. All machines see the sweep's folder and the jobs' directories under the
-same paths, and have this package installed: nothing is shipped to them. A slot is one processor of
-the cluster.
+Ray carries a job to its machine and tells which machines live; the job is a process of its own
+there, watched by `loom.jobs_node`. All machines see the sweep's folder and the jobs' directories
+under the same paths, and have this package installed: nothing is shipped to them. A slot is one
+processor of the cluster.
 """
 
 from __future__ import annotations
@@ -218,18 +218,18 @@ def run_on_node(order: str) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    if supervisor.stdin is None or supervisor.stdout is None:
-        raise AssertionError("both are pipes")
-    message: bytes | None = order.encode()
+    assert supervisor.stdin is not None
+    assert supervisor.stdout is not None
+    unsent = order.encode()
     while supervisor.poll() is None:
         try:
-            if message is not None:
-                supervisor.stdin.write(message)
+            if unsent:
+                supervisor.stdin.write(unsent)
                 supervisor.stdin.flush()
-                message = None
+                unsent = b""
             time.sleep(POLL_S)
         except KeyboardInterrupt:
-            message = b"stop\n"
+            unsent += b"stop\n"
     with supervisor:
         answer = supervisor.stdout.read()
     if not answer:

@@ -117,7 +117,7 @@ def render(
     ] = False,
     video: Annotated[
         Path | None,
-        typer.Option(help="Instead of the views: one turn about the scene, as .webp or .gif."),
+        typer.Option(help="Instead of the views: one turn about it, as .webp, .gif or .mp4."),
     ] = None,
     video_frames: Annotated[int, typer.Option(min=2, help="Pictures of the turn.")] = 90,
 ) -> None:
@@ -146,7 +146,10 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="RUN", help="Run or checkpoint folder.")],
     output: Annotated[Path, typer.Argument(metavar="FILE", help="Student file to write.")],
 ) -> None:
-    """Write a student as one safetensors file in half precision, without its training head."""
+    """Write a student as one safetensors file in half precision, without its training head.
+
+    FILE.onnx gets its networks alone, as a graph that evaluates a batch of samples per cell.
+    """
     from featdistill.rendering import export_student
 
     typer.echo(export_student(checkpoint, output))

@@ -12,7 +12,6 @@ import torch
 from loom.errors import UserError
 from loom.files import write_atomic
 from loom.progress import Progress
-from PIL import Image
 
 from featdistill.assess import render_views, write_teacher_views
 from featdistill.data.nerf_synthetic import read_cameras
@@ -21,14 +20,15 @@ from featdistill.data.png import make_folder
 from featdistill.data.renders import driver_figures
 from featdistill.data.rgba import BACKGROUNDS, composite
 from featdistill.features import gaussian_features
+from featdistill.film import require_film_name, write_film
 from featdistill.models.raster import render
 from featdistill.models.student import render_image
 from featdistill.orbit import circle, orbit_camera, orbit_of
 from featdistill.restore import restore_student
 from featdistill.student_file import read_student, write_student
-from featdistill.teacher_views import camera_file
+from featdistill.student_onnx import write_onnx
+from featdistill.teacher_views import cameras_of
 
-FILMS = (".webp", ".gif")
 SECONDS_PER_TURN = 6.0
 
 
@@ -53,8 +53,7 @@ def render_run(
             hint="leave it out: without it the figures are null where there is no accelerator",
         )
     restored = restore_student(checkpoint, config)
-    data = restored.config.data
-    cameras = read_cameras(camera_file(data, "test"), width=data.width)
+    cameras = cameras_of(restored.config.data, "test", restored.run)
     if start >= len(cameras):
         raise UserError(
             f"--start-frame {start}, but there are {len(cameras)} views",
@@ -82,16 +81,11 @@ def render_film(checkpoint: Path, output: Path, *, frames: int, background: str)
     """Render one turn about a student, from the first evaluation view, as a moving picture.
 
     Raises:
-        UserError: The file is neither .webp nor .gif, or there is no intact checkpoint.
+        UserError: The file is no .webp, .gif or .mp4, or there is no intact checkpoint.
     """
-    if output.suffix not in FILMS:
-        raise UserError(
-            f"{output}: {output.suffix or 'no suffix'} is no film that can be written",
-            hint=f"name it {' or '.join(FILMS)}",
-        )
+    require_film_name(output)
     restored = restore_student(checkpoint)
-    data = restored.config.data
-    cameras = read_cameras(camera_file(data, "test"), width=data.width)
+    cameras = cameras_of(restored.config.data, "test", restored.run)
     target = restored.student.box.mean(dim=0)
     turn = circle(orbit_of(cameras.centres[0], target), frames)
     progress = Progress("film", frames)
@@ -100,21 +94,10 @@ def render_film(checkpoint: Path, output: Path, *, frames: int, background: str)
         rgba, _ = render_image(
             restored.student, orbit_camera(place, target, cameras, cameras.width)
         )
-        pictures.append(Image.fromarray(composite(rgba.numpy(), BACKGROUNDS[background])))
+        pictures.append(composite(rgba.numpy(), BACKGROUNDS[background]))
         progress.update(number)
     progress.close()
-    stream = BytesIO()
-    pictures[0].save(
-        stream,
-        format=output.suffix[1:],
-        save_all=True,
-        append_images=pictures[1:],
-        duration=round(1000 * SECONDS_PER_TURN / frames),
-        loop=0,
-        quality=90,
-    )
-    make_folder(output.parent)
-    write_atomic(output, stream.getvalue())
+    write_film(output, pictures, SECONDS_PER_TURN)
     return output
 
 
@@ -122,15 +105,18 @@ def export_student(checkpoint: Path, output: Path) -> str:
     """Write a student file and say how large it is and what half precision costs.
 
     The cost is measured on the first evaluation view: the file is read back and rendered beside the
-    student that it was written from.
+    student that it was written from. A name that ends with .onnx gets the networks alone.
     """
     restored = restore_student(checkpoint)
     make_folder(output.parent)
+    if output.suffix == ".onnx":
+        size = write_onnx(restored.student, output)
+        return f"{output}: {size / 1e6:.1f} MB, {len(restored.student.weights)} networks"
     written = write_student(restored.student, output)
-    data = restored.config.data
-    camera = read_cameras(camera_file(data, "test"), width=data.width)[0]
+    camera = cameras_of(restored.config.data, "test", restored.run)[0]
     with torch.no_grad():
-        pair = [render_image(s, camera)[0] for s in (restored.student, read_student(output))]
+        students = restored.student, read_student(output)
+        pair = [render_image(s, camera, precision="float32")[0] for s in students]
     error = (pair[0] - pair[1])[..., :3].abs()
     psnr = -10 * math.log10(max(error.square().mean().item(), 1e-20))
     return (

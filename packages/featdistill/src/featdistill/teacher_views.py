@@ -64,15 +64,16 @@ def teacher_of(data: DataSection, run: Path | None = None) -> Teacher:
             "embedded brick model",
         )
     gaussians = read_ply(ply_of(_or_copy(data.teacher, run, "point_cloud.ply")))
-    cameras = {
-        split: read_cameras(
-            _or_copy(camera_file(data, split), run, f"transforms_{split}.json"), width=data.width
-        )
-        for split in ("train", "test")
-    }
+    cameras = {split: cameras_of(data, split, run) for split in ("train", "test")}
     centre = field.bounding_box(gaussians).mean(dim=0)
     distance = (cameras["train"].centres - centre).norm(dim=1).mean().item()
     return Teacher(gaussians, cameras["train"], cameras["test"], distance)
+
+
+def cameras_of(data: DataSection, split: str, run: Path | None = None) -> Cameras:
+    """Read the training ("train") or evaluation ("test") cameras, as `teacher_of` does."""
+    path = _or_copy(camera_file(data, split), run, f"transforms_{split}.json")
+    return read_cameras(path, width=data.width)
 
 
 def remember_inputs(data: DataSection, run: Path) -> None:
