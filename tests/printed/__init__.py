@@ -19,7 +19,6 @@ NOT_RUN = {
     "pytest packages tests -m dist": SUITE,
     "bash .ci/run": SUITE,
     "scripts/pins.py --write": "resolves against a package index; test_pins.py runs --check",
-    "uv pip install 'loom-core[ray]'": WITHOUT_MACHINE,
     "torchrun --nnodes=2 --nproc-per-node=4 --node-rank=RANK --master-addr=10.0.0.1 "
     "--master-port=29500 -m coopcyl train --root OPV2V --run-dir runs/opv2v": (
         "needs two hosts; test_two_hosts.py makes two"

@@ -21,12 +21,13 @@ from maniflow_overlay.evaluation.film import Film
 from maniflow_overlay.evaluation.judgement import comparisons, rates
 from maniflow_overlay.evaluation.matrix import CELLS, Cell, conditions_for, read_cells
 from maniflow_overlay.evaluation.page import FOLDER, rate_table, write_page
-from maniflow_overlay.evaluation.rollout import Condition, Outcome, play
+from maniflow_overlay.evaluation.rollout import Condition, Episode, Outcome, play
 from maniflow_overlay.evaluation.run import arm_name, play_matrix
 from maniflow_overlay.sim.collect import Collection, collect
 from maniflow_overlay.sim.expert import expert
+from maniflow_overlay.sim.path_source import PathSource
 from maniflow_overlay.sim.planar import Planar
-from maniflow_overlay.sim.scene import STEPS, hidden
+from maniflow_overlay.sim.scene import STEPS, hidden, vector_of
 from PIL import Image
 
 SIZE = (64, 64)
@@ -113,6 +114,18 @@ def test_all_arms_meet_the_same_episodes_paths_and_noise():
         path = beside[..., 3:]
         drawn = path.max(axis=-1, keepdims=True) > 0
         np.testing.assert_array_equal(over, np.where(drawn, path, beside[..., :3]))
+
+
+@pytest.mark.parametrize(("mode", "often"), [("none", 0), ("initial", 1), ("current", 5)])
+def test_nobody_is_asked_for_more_paths_than_the_arm_looks_at(monkeypatch, mode, often):
+    asked = []
+    original = PathSource.ask
+    monkeypatch.setattr(PathSource, "ask", lambda self: asked.append(1) or original(self))
+    actor = PolicyActor("a", Recorded(Arm(mode)))
+    episode = Episode(Planar(), 3, CLEAR if mode == "none" else NOISY, actor)
+    for _ in range(4):
+        episode.step(vector_of(np.array([0.0, 0.0, 0.1]), 1.0))
+    assert len(asked) == often
 
 
 def test_a_policy_sees_the_two_newest_pictures_and_the_first_one_stays():
@@ -223,8 +236,11 @@ def test_arms_are_compared_episode_by_episode_and_training_by_training():
     second = rng.random((2, 40)) < 0.4
     cells = [
         made_cell(arm, f"s{run}", condition, solved[run])
-        for arm, condition, solved in (("current A", NOISY, first), ("none", CLEAR, second))
-        for run in (1, 0)  # in any order
+        for arm, condition, solved, order in (
+            ("current A", NOISY, first, (1, 0)),
+            ("none", CLEAR, second, (0, 1)),
+        )
+        for run in order
     ]
     (found,) = comparisons(cells)
     pairs = list(zip(first.ravel().tolist(), second.ravel().tolist(), strict=True))
@@ -238,13 +254,25 @@ def test_arms_are_compared_episode_by_episode_and_training_by_training():
 
 
 def test_holm_corrects_over_all_comparisons_and_equal_arms_have_p_one():
-    same = [1, 0, 1, 1]
-    cells = [made_cell(arm, "s", NOISY, same) for arm in ("current A", "initial A")]
-    cells.append(made_cell("initial+current A", "s", NOISY, [1, 1, 1, 1]))
-    found = comparisons(cells)
-    assert len(found) == 3
-    assert {c.p for c in found} == {1.0}
-    assert all(c.p_holm >= c.p for c in found)
+    cells = [
+        made_cell("current A", "s", NOISY, [1] * 2 + [0] * 10),
+        made_cell("initial A", "s", NOISY, [0] * 12),
+        made_cell("initial+current A", "s", NOISY, [1] * 12),
+    ]
+    found = {(c.first, c.second): c for c in comparisons(cells)}
+    # Ten, twelve and two episodes that only the first solved: p = 2 / 2^n, then Holm's 2, 3 and 1.
+    expected = {
+        ("initial+current A", "current A"): (2 / 2**10, 2 * 2 / 2**10),
+        ("initial+current A", "initial A"): (2 / 2**12, 3 * 2 / 2**12),
+        ("current A", "initial A"): (2 / 2**2, 2 / 2**2),
+    }
+    assert found.keys() == expected.keys()
+    for key, (p, corrected) in expected.items():
+        assert found[key].p == pytest.approx(p)
+        assert found[key].p_holm == pytest.approx(corrected)
+    same = [made_cell(arm, "s", NOISY, [1, 0, 1]) for arm in ("current A", "initial A")]
+    (equal,) = comparisons(same)
+    assert (equal.p, equal.p_holm) == (1.0, 1.0)
 
 
 def test_cells_of_other_episodes_are_not_compared():
@@ -331,6 +359,21 @@ def test_a_matrix_that_was_stopped_goes_on_with_the_cells_that_are_missing(tmp_p
     assert played == ["expert", "expert", "random", "stop", "random"]
     whole, cut = (tmp_path / name / FOLDER / CELLS for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_a_matrix_that_grows_keeps_its_cells_and_plays_the_new_ones_on_the_same_episodes(tmp_path):
+    with open_matrix(tmp_path / "m", baselines=["expert"]) as run:
+        play_matrix(run.config, run)
+    before = read_cells(tmp_path / "m" / FOLDER / CELLS)
+    grown = {"baselines": ["random"], "tasks": ["pick_place", "pick_place_marked"]}
+    with open_matrix(tmp_path / "m", resume=True, **grown) as run:
+        play_matrix(run.config, run)
+    after = read_cells(tmp_path / "m" / FOLDER / CELLS)
+    assert [cell.key for cell in after[: len(before)]] == [cell.key for cell in before]
+    assert [cell.arm for cell in after] == ["expert"] * 2 + ["random"] * 4
+    assert len({tuple(outcome.seed for outcome in cell.outcomes) for cell in after}) == 1
+    with pytest.raises(UserError, match="episodes"):
+        open_matrix(tmp_path / "m", resume=True, episodes=5)
 
 
 def test_the_page_shows_every_rate_and_a_film_of_each_cell(tmp_path):

@@ -195,7 +195,7 @@ def test_the_teacher_gets_no_gradient_and_the_student_s_encoder_does():
     model, teacher = stirred(seed=1), stirred(seed=2)
     FlowObjective(teacher)(model, made_batch(4, 4), 0).total.backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert model.encoder.trunks[0].convs[0].weight.grad.abs().max() > 0
+    assert model.encoder.trunks[0].patches.weight.grad.abs().max() > 0
 
 
 def test_a_small_network_learns_the_velocity_of_a_gaussian():

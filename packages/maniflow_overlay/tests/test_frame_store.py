@@ -366,6 +366,9 @@ def test_the_data_commands_from_episodes_to_a_verified_store(tmp_path):
 
     write_task(tmp_path / "episodes", "click_bell", 2, Scene(steps=5))
     st, paths = tmp_path / "st", tmp_path / "p.jsonl"
+    done = run("data", "convert", tmp_path / "episodes", st, "--size", "64x48", "--dry-run")
+    assert "8 frames of 64x48" in done.output
+    assert not st.exists()
     done = run("data", "convert", tmp_path / "episodes", st, "--size", "64x48")
     assert done.exit_code == 0, done.output
     store = FrameStore(st)

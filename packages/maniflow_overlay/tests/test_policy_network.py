@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from maniflow_overlay.arms import Arm
+from maniflow_overlay.gripper_path import path_from_rows
+from maniflow_overlay.overlay.drawing import draw_path_rgb
 from maniflow_overlay.policy.ditx import Ditx, DitxShape
 from maniflow_overlay.policy.encoder import SmallTrunk
 from maniflow_overlay.policy.model import OverlayPolicy, parameter_count
+from maniflow_overlay.policy.pictures import as_input
 from maniflow_overlay.policy.presets import PolicyShape, PresetName
 from maniflow_overlay.policy.resnet import FrozenBatchNorm, ResNet18
 from torch import nn
@@ -72,7 +75,7 @@ def test_six_channels_tasks_and_single_views_change_only_what_they_must(parity):
     assert spatial.ditx.context_position.shape == (1, 147, 512)
     base = full("tiny", Arm("initial_current"))
     six = full("tiny", Arm("initial_current", "concat6"))
-    assert parameter_count(six) - parameter_count(base) == 3 * 4 * 4 * 24
+    assert parameter_count(six) - parameter_count(base) == 3 * 4 * 4 * 32
     assert parameter_count(full("tiny", Arm("none", "concat6"))) == parameter_count(
         full("tiny", Arm("none"))
     )
@@ -333,9 +336,9 @@ def test_the_small_shape_of_these_tests_is_legal_and_a_longer_chunk_is_not():
 def test_the_small_trunk_gives_the_expected_place_of_each_feature():
     trunk = SmallTrunk(3)
     maps = []
-    trunk.convs[-1].register_forward_hook(lambda module, given, out: maps.append(out.double()))
+    trunk.features.register_forward_hook(lambda module, given, out: maps.append(out.double()))
     with torch.no_grad():
-        trunk.convs[-1].weight.mul_(20)  # peaks that are sharp enough to lie somewhere
+        trunk.features.weight.mul_(5)  # peaks that are sharp enough to lie somewhere
         found = trunk(torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)))
     (m,) = maps
     assert m.shape == (2, 48, 4, 6)
@@ -344,10 +347,31 @@ def test_the_small_trunk_gives_the_expected_place_of_each_feature():
             total = x = y = 0.0
             for row in range(4):
                 for column in range(6):
-                    weight = math.exp(m[picture, feature, row, column])
+                    weight = math.exp(4 * m[picture, feature, row, column])
                     total += weight
                     x += weight * (-1 + 2 * column / 5)
                     y += weight * (-1 + 2 * row / 3)
             assert float(found[picture, feature, 0, 0]) == pytest.approx(x / total, abs=1e-5)
             assert float(found[picture, 48 + feature, 0, 0]) == pytest.approx(y / total, abs=1e-5)
     assert found.abs().max() > 0.3
+
+
+def test_fresh_features_tell_where_a_drawn_path_takes_and_leaves_a_block():
+    """Learning need not wait for the encoder: a linear map finds both ends, within a few pixels."""
+    rng = np.random.default_rng(0)
+    ends = rng.uniform(0.2, 0.8, (240, 2, 2))
+    pictures = np.full((240, 64, 64, 3), 90, np.uint8)
+    for picture, (block, goal) in zip(pictures, ends.tolist(), strict=True):
+        rows = [[0.5, 0.5, 1], [*block, 0], [*goal, 1]]
+        draw_path_rgb(picture, path_from_rows(rows, "made"))
+    encoder = full("tiny", Arm("current")).encoder
+    with torch.no_grad():
+        found, _ = encoder(as_input(torch.from_numpy(pictures)), None)
+    features = np.column_stack([found.flatten(1).double().numpy(), np.ones(240)])
+    seen, kept_back = slice(0, 180), slice(180, None)
+    wanted = 64 * ends.reshape(240, 4)
+    square = features[seen].T @ features[seen] + 1e-4 * np.eye(97)
+    solved = np.linalg.solve(square, features[seen].T @ wanted[seen])
+    error_px = np.sqrt(((features[kept_back] @ solved - wanted[kept_back]) ** 2).mean())
+    assert error_px < 4
+    assert wanted[kept_back].std() > 10

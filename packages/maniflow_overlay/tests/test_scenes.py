@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -279,6 +280,38 @@ def test_success_needs_the_right_block_on_the_goal_and_an_open_gripper(table):
     table.layout = layout
     table._opening = 0.0
     assert not success(table)
+
+
+@pytest.mark.parametrize(
+    ("away_m", "height_m", "opening", "done"),
+    [(0.04, 0.025, 1.0, True), (0.06, 0.025, 1.0, False), (0.0, 0.06, 1.0, False),
+     (0.0, 0.025, 0.0, False)],
+)  # fmt: skip
+def test_success_is_a_place_a_height_and_an_open_gripper(away_m, height_m, opening, done):
+    layout = draw_layout(0)
+    blocks = np.column_stack([layout.blocks, np.full(3, 0.025)])
+    blocks[layout.target] = [layout.goal[0] + away_m, layout.goal[1], height_m]
+    assert success(SimpleNamespace(blocks_m=blocks, layout=layout, opening=opening)) is done
+
+
+def test_a_gripper_that_closed_on_nothing_opens_where_it_is_before_it_goes_on(table):
+    table.reset(4)
+    assert np.linalg.norm(stations(table)[0].tip_m - table.tip_m) > 0.01
+    table.step(vector_of(table.tip_m, 0.0))
+    first = stations(table)[0]
+    np.testing.assert_array_equal(first.tip_m, table.tip_m)
+    assert first.opening == 1.0
+
+
+def test_a_gripper_that_closes_beside_a_block_lifts_nothing(table):
+    table.reset(4)
+    block = table.blocks_m[0]
+    beside = block + [0, 0.055, 0]  # between two spots, so that no other block is nearer
+    for place, opening in ((beside + [0, 0, 0.1], 1.0), (beside, 1.0), (beside, 0.0)):
+        table.step(vector_of(place, opening))
+    table.step(vector_of(beside + [0, 0, 0.1], 0.0))
+    assert carried(table) is None
+    assert (table.blocks_m[:, 2] < 0.035).all()
 
 
 @mujoco_draws

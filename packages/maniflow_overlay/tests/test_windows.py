@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 import torch
 from loom.errors import UserError
 from loom.sampling import Shard
-from maniflow_overlay.data.frame_store import FrameStore
+from maniflow_overlay.data import pictures
+from maniflow_overlay.data.frame_store import FRAMES, FrameStore
+from maniflow_overlay.data.path_layers import LAYERS
+from maniflow_overlay.data.pictures import read_pictures
 from maniflow_overlay.data.windows import Batches, Windows, WindowShape, validation_episodes
 from maniflow_overlay.overlay.drawing import draw_path_rgb, path_image_rgb
 
@@ -56,9 +60,19 @@ def test_validation_episodes_are_chosen_as_maniflow_does():
     assert validation_episodes(50, 0.001, 1).sum() == 1
 
 
+@pytest.mark.parametrize("way", ["native", "without a compiler"])
 @pytest.mark.parametrize("show", ["none", "initial", "current", "initial_current"])
 @pytest.mark.parametrize("fuse", ["overlay", "concat6"])
-def test_a_batch_shows_what_its_arm_is_to_see(store, show, fuse):
+def test_a_batch_shows_what_its_arm_is_to_see(store, monkeypatch, show, fuse, way):
+    if way == "native":
+        assert pictures._kernel() is not None
+
+        def never(*given):
+            raise AssertionError("read slowly")
+
+        monkeypatch.setattr(pictures, "_read_slowly", never)
+    else:
+        monkeypatch.setattr(pictures, "_kernel", lambda: None)
     layers = attach(store)
     frames, state, action = content()
     shape = WindowShape()
@@ -87,6 +101,31 @@ def test_a_batch_shows_what_its_arm_is_to_see(store, show, fuse):
             assert batch.initial is not None
             assert np.array_equal(batch.initial[sample], seen(first, True))
     assert (batch.initial is None) == (show in ("none", "current"))
+
+
+def test_rows_and_pixels_that_are_not_there_are_named_and_nothing_else_is_written(store):
+    layers = attach(store)
+    target = np.full((2, 2, 16, 20, 3), 7, np.uint8)
+    for rows in ([0, len(store)], [-1, 0]):
+        with pytest.raises(IndexError, match="of a store of 59"):
+            read_pictures(store, layers, np.array(rows), target)
+    assert (target == 7).all()
+    with pytest.raises(ValueError, match="for 1 rows"):
+        read_pictures(store, layers, np.array([0]), target)
+    apart = np.full((4, 2, 16, 20, 3), 7, np.uint8)[::2]  # not contiguous: the slow way takes it
+    assert np.array_equal(
+        read_pictures(store, layers, np.array([1, 2]), apart),
+        read_pictures(store, layers, np.array([1, 2]), target),
+    )
+    # A layer whose first pixel lies behind the picture: the file was changed after it was opened.
+    with (layers.folder / LAYERS).open("r+b") as file:
+        file.seek(int(layers.offset[1]))
+        file.write((16 * 20).to_bytes(4, "little"))
+    with pytest.raises(IndexError, match="out of bounds"):
+        read_pictures(store, layers, np.array([1]), target[:1])
+    os.truncate(store.folder / FRAMES, 100)
+    with pytest.raises(UserError, match="row 1 cannot be read whole"):
+        read_pictures(store, None, np.array([1]), target[:1, :1])
 
 
 def test_an_epoch_covers_every_window_once_for_any_number_of_processes(store):

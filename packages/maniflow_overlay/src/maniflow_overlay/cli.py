@@ -242,11 +242,17 @@ def data_convert(
     task: Tasks = None,
     camera: CameraOption = "head",
     size: SizeOption = "224x224",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be converted, and how large.")
+    ] = False,
 ) -> None:
     """Convert episodes to a frame store; the same command goes on where it was interrupted."""
-    from maniflow_overlay.data.commands import convert_command
+    from maniflow_overlay.data.commands import convert_command, foresee_command
 
-    convert_command(episodes, store, task or [], camera, size)
+    if dry_run:
+        foresee_command(episodes, task or [], camera, size)
+    else:
+        convert_command(episodes, store, task or [], camera, size)
 
 
 @data.command("import-zarr")

@@ -1,8 +1,8 @@
 """A thread that speaks up when no step ends.
 
 The notes took a training for deadlocked because its progress bar wrote into a buffer. Here, when
-nothing has been said for nine seconds because a step takes long, a line tells for how long, also
-through a pipe; after `limit_s` the stacks of all threads are written once into the run's
+nothing has been said for eight and a half seconds because a step takes long, a line tells for how
+long, also through a pipe; after `limit_s` the stacks of all threads are written once into the run's
 `stacks.txt`, so that what it really waits for can be read.
 """
 
@@ -19,9 +19,9 @@ from typing import Self
 from loom.run import LOG_FILE
 
 STACKS = "stacks.txt"
-SILENCE_S = 9.0
-LONG_STEP_S = 2.0  # shorter ones end in time for the progress line
-_POLLS = 10
+SILENCE_S = 8.5
+LONG_STEP_S = 1.5  # shorter ones end in time for the progress line, due after eight seconds
+_POLLS = 30
 
 
 class Watchdog:

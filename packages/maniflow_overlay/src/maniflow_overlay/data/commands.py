@@ -105,6 +105,21 @@ def convert_command(root: Path, store: Path, tasks: Sequence[str], camera: str, 
     _convert(sources, store, size, VECTOR, {"camera": camera})
 
 
+def foresee_command(root: Path, tasks: Sequence[str], camera: str, size: str) -> None:
+    """Read the episodes as a conversion would, and say what would come of it."""
+    width, height = read_size(size)
+    frames: dict[str, list[int]] = {}
+    for file in find_episodes(root, tasks):
+        frames.setdefault(file.task, []).append(len(read_episode(file, camera).jpegs))
+    print_table(
+        ["task", "episodes", "frames"],
+        [[task, len(counts), sum(counts)] for task, counts in frames.items()],
+    )
+    rows = sum(map(sum, frames.values()))
+    size_gb = StoreShape(width, height, VECTOR).frame_bytes * rows / 1e9
+    typer.echo(f"{rows} frames of {width}x{height}, {size_gb:.2f} GB; nothing was written")
+
+
 def _reader(file: EpisodeFile, camera: str) -> Callable[[], Rows]:
     def read() -> Rows:
         episode = read_episode(file, camera)

@@ -114,8 +114,8 @@ class FrameStore:
         self.state = self._vectors(STATE)
         self.action = self._vectors(ACTION)
         with explained(self.folder / FRAMES):
-            self._descriptor = os.open(self.folder / FRAMES, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
+            self.descriptor = os.open(self.folder / FRAMES, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -152,7 +152,7 @@ class FrameStore:
             raise IndexError(f"rows {rows.min()} to {rows.max()} of a store of {len(self)}")
         size = self.shape.frame_bytes
         for frame, row in zip(out, np.asarray(rows).tolist(), strict=True):
-            if os.preadv(self._descriptor, [frame.reshape(-1).data], row * size) != size:
+            if os.preadv(self.descriptor, [frame.reshape(-1).data], row * size) != size:
                 raise UserError(f"{self.folder / FRAMES}: row {row} cannot be read whole")
         return out
 

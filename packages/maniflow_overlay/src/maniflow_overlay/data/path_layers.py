@@ -107,27 +107,27 @@ class PathLayers:
         self.folder = store.folder / FOLDER
         status = _read_status(self.folder, store)
         self.counts: dict[str, int] = status["rows"]
-        self._offset = np.fromfile(self.folder / OFFSET, "<i8")
+        self.offset = np.fromfile(self.folder / OFFSET, "<i8")
         size = (self.folder / LAYERS).stat().st_size
-        steps = np.diff(self._offset)
-        sound = len(self._offset) == len(store) + 1 and self._offset[0] == 0
+        steps = np.diff(self.offset)
+        sound = len(self.offset) == len(store) + 1 and self.offset[0] == 0
         if (
             not sound
-            or self._offset[-1] != size
+            or self.offset[-1] != size
             or (steps < 0).any()
             or (steps % _PIXEL_BYTES).any()
         ):
             raise UserError(f"{self.folder} is damaged", hint="run `data attach-paths` again")
-        self._descriptor = os.open(self.folder / LAYERS, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
+        self.descriptor = os.open(self.folder / LAYERS, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
 
     def __reduce__(self) -> tuple[type[PathLayers], tuple[FrameStore]]:
         return PathLayers, (self._store,)
 
     def read(self, row: int) -> SparseLayer:
         """Read the layer of a row."""
-        begin, end = self._offset[row : row + 2].tolist()
-        content = os.pread(self._descriptor, end - begin, begin)
+        begin, end = self.offset[row : row + 2].tolist()
+        content = os.pread(self.descriptor, end - begin, begin)
         count = len(content) // _PIXEL_BYTES
         index = np.frombuffer(content, "<u4", count)
         value = np.frombuffer(content, np.uint8, offset=4 * count).reshape(count, 3)

@@ -19,6 +19,7 @@ from maniflow_overlay.arms import Arm, Fuse, Mode
 from maniflow_overlay.data.frame_store import FrameStore
 from maniflow_overlay.data.path_layers import PathLayers
 from maniflow_overlay.data.picture_buffers import PictureBuffers
+from maniflow_overlay.data.pictures import read_pictures
 
 ALONE = Shard()
 
@@ -168,10 +169,5 @@ class Batches:
         shape = self._store.shape
         beside = drawn and self._fuse == "concat6"
         size = (len(rows), 2 if beside else 1, shape.height, shape.width, 3)
-        pictures = self._buffers.take(size)
-        self._store.read_frames(rows, pictures[:, 0])
-        if drawn and self._layers is not None:
-            if beside:
-                pictures[:, 1] = 0
-            self._layers.paint(pictures[:, -1], rows)
-        return pictures
+        layers = self._layers if drawn else None
+        return read_pictures(self._store, layers, rows, self._buffers.take(size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from loom.config import Config
 from pydantic import Field, model_validator
@@ -16,7 +16,15 @@ Baseline = Literal["expert", "replay", "random"]
 
 
 class MatrixConfig(Config):
-    """Everything that the outcomes of a matrix depend on."""
+    """Everything that the outcomes of a matrix depend on.
+
+    A matrix may grow: resumed with more runs, baselines or conditions, it plays the cells that are
+    not there yet, on the same episodes.
+    """
+
+    free_on_resume: ClassVar[frozenset[str]] = frozenset(
+        {"runs", "baselines", "tasks", "occluded", "qualities"}
+    )
 
     name: str = "matrix"
     runs: tuple[Path, ...] = Field((), description="training runs; each is a row of its arm")

@@ -50,6 +50,9 @@ class OverlayPolicy(nn.Module):
             self.state_position = nn.Parameter(torch.zeros(1, shape.observed, width))
             nn.init.xavier_uniform_(self.state_in.weight, generator=generator)
             nn.init.zeros_(self.state_in.bias)
+            # As loud as the states: from N(0, 0.02), as ManiFlow has it, pictures are learned later
+            # than the shortcuts that the gripper's position offers.
+            nn.init.xavier_uniform_(self.ditx.context_in.weight, generator=generator)
         self.task: nn.Embedding | None = None
         if len(shape.tasks) > 1:
             self.task = nn.Embedding(len(shape.tasks), width)

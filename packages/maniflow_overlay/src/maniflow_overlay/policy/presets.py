@@ -2,7 +2,7 @@
 
     parity    the notes' network: a ResNet-18 per view, all features in one context token
     spatial   one ResNet-18 for all pictures, 7x7 tokens from each, a token per state
-    tiny      three convolutions and where each feature is, a token a picture: minutes on a CPU
+    tiny      where each of 48 features is, a token a picture: a minute on a CPU
 
 `parity` attends to a single token, so its cross-attention has nothing to choose from: 4.7 million
 of its parameters get no gradient. It is there to compare with; `spatial` is what to train.
