@@ -47,7 +47,11 @@ def without_words(text: str) -> str:
     lines = text.splitlines()
     blank = set()
     for node in ast.walk(ast.parse(text)):
-        words = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        words = (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        )
         if words or isinstance(node, ast.Import | ast.ImportFrom):
             blank.update(range(node.lineno - 1, (node.end_lineno or node.lineno)))
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -64,7 +68,7 @@ def logic(text: str, path: str, package: str) -> list[Line]:
     found = []
     for number, line in enumerate(text.splitlines(), 1):
         folded = " ".join(line.split())
-        if re.search(r"\w", folded) and not folded.startswith(("//", "#include", "@overload")):
+        if re.search(r"\w", folded) and not folded.startswith(("//", "#include")):
             found.append(Line(folded, package, path, number))
     return found
 

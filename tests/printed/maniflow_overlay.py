@@ -1,6 +1,7 @@
 """The commands of maniflow_overlay, with policies of two updates."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,13 @@ def pictures_and_cases(folder: Path) -> None:
     (folder / "PATH.json").write_text(json.dumps([[0.1, 0.2, 1], [0.8, 0.7, 0]]))
     cases = ROOT / "packages" / "maniflow_overlay" / "tests" / "overlay_cases.json"
     (folder / "CASES.json").write_bytes(cases.read_bytes())
-    place = folder / "ROOT" / "stack" / "episode0"
+    place = folder / "ROOT" / "stack" / "episode_00" / "paths"
     place.mkdir(parents=True)
     (place / "frame_0000.pkl").write_bytes(pickle.dumps([(0.1, 0.2, 1.0), (0.8, 0.7, 0.0)]))
 
 
 def _fake(port: int) -> str:
-    return f"python -m maniflow_overlay paths serve-fake --port {port} --latency 0"
+    return f"{sys.executable} -m maniflow_overlay paths serve-fake --port {port} --latency 0"
 
 
 MANIFLOW = Chain(

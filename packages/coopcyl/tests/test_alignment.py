@@ -9,10 +9,11 @@ from coopcyl.data.tree import read_tree
 from coopcyl.geometry.alignment import (
     MatchedPoints,
     SolverOptions,
+    agreeing_share,
     align,
+    best_hypothesis,
     kabsch,
     refine,
-    soft_inliers,
 )
 from coopcyl.geometry.carla import inverse, pose_from_cords, to_opencv, transform
 from coopcyl.geometry.covisibility import relative_pose
@@ -143,14 +144,39 @@ def test_refinement_ends_at_the_minimum_that_scipy_finds():
     np.testing.assert_allclose(found, pose_of(best.x), atol=2e-4)
 
 
-def test_a_refinement_that_loses_inliers_is_not_kept():
-    rng = np.random.default_rng(9)
-    for seed in range(20):
-        matches = made_up(np.random.default_rng(seed), 60, 0.9, 0.1)
-        result = align(matches, rng)
-        if result is not None:
-            share = soft_inliers(matches, result.pose[None])[0]
-            assert share == pytest.approx(result.inlier_share)
+def test_agreement_is_that_of_a_slow_loop_over_mahalanobis_distances():
+    matches = made_up(np.random.default_rng(2), 20, 0.3, 0.05)
+    rotation, agreeing = TRUE[:3, :3], 0.0
+    for i in range(20):
+        covariances = []
+        for ray, along, across in (
+            (matches.rays0[i], matches.along0[i], matches.across0[i]),
+            (matches.rays1[i], matches.along1[i], matches.across1[i]),
+        ):
+            side = np.linalg.svd(ray[None])[2][1:]  # two directions across the ray
+            axes = np.vstack([ray, side])
+            covariances.append(axes.T @ np.diag([along**2, across**2, across**2]) @ axes)
+        error = matches.points0[i] - rotation @ matches.points1[i] - TRUE[:3, 3]
+        both = covariances[0] + rotation @ covariances[1] @ rotation.T
+        agreeing += 4 / (4 + error @ np.linalg.solve(both, error)) / 20
+    assert agreeing_share(matches, TRUE, 2.0) == pytest.approx(agreeing, rel=1e-9)
+
+
+def test_of_hypothesis_and_refined_pose_the_one_is_kept_that_more_matches_agree_with():
+    options, kept, apart = SolverOptions(), [], []
+    for seed in range(12):
+        matches = made_up(np.random.default_rng(seed), 150, 0.6, 0.1)
+        start = best_hypothesis(matches, np.random.default_rng(0), options)
+        result = align(matches, np.random.default_rng(0), options)
+        assert start is not None
+        assert result is not None
+        shares = [agreeing_share(matches, p, options.cutoff) for p in (start, result.pose)]
+        assert result.inlier_share == pytest.approx(shares[1])
+        assert shares[1] >= shares[0]
+        kept.append(result.refined)
+        apart.append(trans_err_m(start, TRUE) - trans_err_m(result.pose, TRUE))
+    assert np.mean(kept) > 0.9  # by plain distances the hypothesis would win
+    assert np.median(apart) > 0.1
 
 
 def test_too_few_or_too_close_matches_give_no_pose():

@@ -1,5 +1,6 @@
 """Metrics in units, against known errors, brute force and scipy."""
 
+import cv2
 import numpy as np
 import pytest
 from coopcyl import metrics
@@ -80,6 +81,37 @@ def test_trajectory_errors_agree_with_a_general_optimiser():
     assert metrics.trajectory_error_m(positions, truths) == pytest.approx(plain)
     with pytest.raises(ValueError, match="affine"):
         metrics.trajectory_error_m(positions, truths, align="affine")
+
+
+def test_aligned_trajectory_errors_are_those_of_opencv_and_scipy():
+    rng = np.random.default_rng(5)
+    for count in (4, 12, 60):
+        truths = rng.normal(size=(count, 3)) * 10
+        turn = Rotation.from_rotvec(rng.normal(size=3))
+        positions = turn.apply(truths) * rng.uniform(0.5, 2) + rng.normal(size=(count, 3))
+        matrix, scale = cv2.estimateAffine3D(positions, truths, force_rotation=True)  # Umeyama
+        moved = scale * positions @ matrix[:, :3].T + matrix[:, 3]
+        similar = np.sqrt(((moved - truths) ** 2).sum(axis=1).mean())
+        centred = [points - points.mean(axis=0) for points in (truths, positions)]
+        rigid = Rotation.align_vectors(*centred)[1] / np.sqrt(count)
+        for align, expected in (("rigid", rigid), ("similarity", similar)):
+            found = metrics.trajectory_error_m(positions, truths, align=align)
+            assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_relative_pose_errors_are_those_of_scipys_rotations():
+    rng = np.random.default_rng(6)
+    for _ in range(50):
+        found, true = (
+            pose(*rng.uniform(-180, 180, 1), *rng.uniform(-20, 20, 1), x=rng.normal(), y=1.0)
+            for _ in range(2)
+        )
+        turned = Rotation.from_matrix(true[:3, :3]).inv() * Rotation.from_matrix(found[:3, :3])
+        assert metrics.rot_err_deg(found, true) == pytest.approx(
+            np.degrees(turned.magnitude()), rel=1e-9
+        )
+        apart = np.linalg.inv(true) @ found  # the error as evo's RPE has it
+        assert metrics.trans_err_m(found, true) == pytest.approx(np.linalg.norm(apart[:3, 3]))
 
 
 def test_range_metrics_only_look_where_the_truth_is_valid():

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from coopcyl.geometry.panorama import Panorama
+from coopcyl.models import predict as predict_module
 from coopcyl.models.cylnet import CylNet, input_channels, read_range, to_pixels
 from coopcyl.models.inputs import ViewInput, stack
 from coopcyl.models.options import CylNetOptions
-from coopcyl.models.predict import forward_keys, predict
+from coopcyl.models.predict import forward_keys, predict, view_tokens
 from scipy.spatial.transform import Rotation
 
 ROWS, COLUMNS = 32, 64
@@ -143,6 +144,23 @@ def test_outputs_have_mapanythings_keys_and_agree_with_each_other():
         np.testing.assert_allclose(rotation, pose[:3, :3], atol=1e-6)
         moved = own.numpy() @ rotation.T + view["cam_trans"].numpy()
         np.testing.assert_allclose(moved, view["pts3d"], atol=1e-3)
+
+
+def test_the_solver_is_told_the_mean_of_both_directions_and_half_the_bins_deviation(monkeypatch):
+    model, given = network(), views(2)
+    asked = []
+    monkeypatch.setattr(predict_module, "align", lambda points, *_: asked.append(points))
+    with torch.no_grad():
+        maps = model(given, 2)
+        similarity = model.similarity(*maps.descriptors).double().numpy()
+    chances = [np.exp(similarity) / np.exp(similarity).sum(k, keepdims=True) for k in (0, 1)]
+    seen = (maps.covisible_logits.sigmoid() * maps.surface_logits.sigmoid()).flatten(1).numpy()
+    mean = np.sqrt(chances[0] * chances[1] * seen[0][:, None] * seen[1])
+    predict(model, given)
+    (points,) = asked
+    np.testing.assert_allclose(points.weights[0], mean.max(), rtol=1e-4)
+    for tokens, sigma in zip(view_tokens(maps, given), maps.sigma.flatten(1), strict=True):
+        np.testing.assert_allclose(tokens.sigma, (0.5 * sigma).clamp(0.015, 0.25) + 0.02)
 
 
 def test_uncovered_pixels_are_never_in_the_mask():

@@ -14,8 +14,8 @@ from coopcyl.data.synth.raycast import (
     cast_camera,
     cast_rays,
 )
-from coopcyl.data.synth.world import BUILDING, build_world
-from coopcyl.data.synth.write import SynthOptions, depth_formats, write_scenario
+from coopcyl.data.synth.world import BUILDING, TownKind, _draw_kind, build_world
+from coopcyl.data.synth.write import SynthOptions, depth_formats, town_kind, write_scenario
 from coopcyl.data.tree import read_tree
 from coopcyl.geometry.carla import CV_FROM_UE, inverse, pose_from_cords, transform
 from coopcyl.geometry.panorama import Panorama
@@ -174,17 +174,40 @@ def test_all_vehicles_put_their_points_on_the_surfaces_of_one_world(tmp_path):
 
 
 def test_foreign_towns_are_larger_and_paler():
-    def described(foreign: bool) -> tuple[float, float]:
-        worlds = [build_world(np.random.default_rng(s), 2, foreign=foreign) for s in range(6)]
+    def described(kind: TownKind) -> tuple[float, float]:
+        worlds = [build_world(np.random.default_rng(s), 2, kind=kind) for s in range(6)]
         return (
             float(np.mean([w.boxes.halves[w.kinds == BUILDING].mean() for w in worlds])),
             float(np.mean([w.street_half_m for w in worlds])),
         )
 
-    (size, street), (other_size, other_street) = described(False), described(True)
+    (size, street), (other_size, other_street) = described("usual"), described("foreign")
     assert 1.2 < other_size / size < 1.5
     assert other_street == pytest.approx(street + 1)
     assert build_world(np.random.default_rng(0), 2).tint is None
-    gain, lift = build_world(np.random.default_rng(0), 2, foreign=True).tint or (0, 0)
+    gain, lift = build_world(np.random.default_rng(0), 2, kind="foreign").tint or (0, 0)
     assert (gain * 255 + lift < 285).all()
     assert (gain < 0.8).all()
+
+
+def test_varied_towns_leave_out_the_sizes_and_tints_of_foreign_ones():
+    sizes, widths, tints = [], [], []
+    for seed in range(200):
+        size, wider, tint = _draw_kind(np.random.default_rng(seed), "varied")
+        assert tint is not None
+        sizes.append(size)
+        widths.append(wider)
+        tints.append(tint)
+    sizes = np.array(sizes)
+    assert not ((sizes > 1.15) & (sizes < 1.55)).any()  # foreign: 1.2 to 1.5
+    assert (sizes < 1).any()
+    assert (sizes > 1.8).any()
+    assert not any(0.8 < width < 1.2 for width in widths)  # foreign: 1
+    for gain, lift in tints:
+        assert not ((gain > 0.5) & (gain < 0.8)).any()
+        assert not ((lift > 30) & (lift < 80)).any()
+
+
+def test_an_unknown_kind_of_town_is_refused():
+    with pytest.raises(UserError, match="towns of kind martian"):
+        town_kind("martian")

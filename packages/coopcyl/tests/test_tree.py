@@ -159,6 +159,19 @@ def test_a_cached_view_is_bit_for_bit_the_stitched_one(root, tmp_path):
     assert (cache.counts.misses, cache.counts.hits) == (1, 1)
 
 
+def test_views_stay_in_memory_as_far_as_there_is_room(root, tmp_path):
+    agents = [agent for frame in read_tree(root, "train").frames for agent in frame.agents][:2]
+    wide = Panorama(1008, 252)  # 1.3 MB of colours and ranges
+    cache = StitchedCache(tmp_path / "cache", PanoramaReader(wide, NPY), memory_mb=2)
+    once = [cache.read(agent) for agent in agents]
+    again = [cache.read(agent) for agent in agents]
+    assert (cache.counts.misses, cache.counts.hits) == (2, 1)  # there was room for one
+    for view, other in zip(once, again, strict=True):
+        np.testing.assert_array_equal(view.rgb, other.rgb)
+        np.testing.assert_array_equal(view.range_m, other.range_m)
+        np.testing.assert_array_equal(view.pose_world_from_rig, other.pose_world_from_rig)
+
+
 def test_other_settings_and_touched_files_never_meet_an_old_entry(root, tmp_path):
     frame = first(root)
     paths = {

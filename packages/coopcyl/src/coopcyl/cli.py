@@ -207,15 +207,18 @@ def synth(
     plain: Annotated[
         float, typer.Option(min=0, max=1, help="Share of scenarios with plain facades.")
     ] = 0.0,
-    foreign: Annotated[
-        bool, typer.Option("--foreign", help="Towns of other sizes and colours, to judge on.")
-    ] = False,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="Of the towns: usual; varied, to learn from; foreign, which varied leaves out."
+        ),
+    ] = "usual",
     slope_deg: Annotated[float, typer.Option(min=0, max=15, help="Slope of the ground.")] = 2.0,
     lidar_rings: Annotated[int, typer.Option(min=1, help="Rings of the LiDAR.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
 ) -> None:
     """Write a synthetic data set in OPV2V's files: images, depth, LiDAR, YAML."""
-    from coopcyl.data.synth.write import SynthOptions, depth_formats, write_tree
+    from coopcyl.data.synth.write import SynthOptions, depth_formats, town_kind, write_tree
 
     options = SynthOptions(
         split=split,
@@ -226,7 +229,7 @@ def synth(
         depth=depth_formats(depth),
         roadside=roadside,
         plain=plain,
-        foreign=foreign,
+        kind=town_kind(kind),
         slope_deg=slope_deg,
         lidar=(lidar_rings, 720),
         seed=seed,

@@ -19,7 +19,7 @@ _TRAIN = SynthOptions(
 TOWN_SPLITS = {
     "train": _TRAIN,
     "validate": replace(
-        _TRAIN, split="validate", scenarios=48, vehicles=(2, 2), foreign=True, seed=1
+        _TRAIN, split="validate", scenarios=48, vehicles=(2, 2), kind="foreign", seed=1
     ),
 }
 """To learn from: small images of many crossings, and others of another kind to judge on."""

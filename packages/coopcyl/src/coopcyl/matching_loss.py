@@ -21,6 +21,7 @@ from coopcyl.models.cylnet import STRIDE, CylNet, TokenMaps
 
 _NEAR_M, _NEAR_SHARE = 0.3, 0.07
 _LEAST_CHANCE = 1e-9
+_NOWHERE_M = 1e4  # where points without a range are put, so that they are near no other
 _FAR_SPREADS = 6.0  # of a partner's distance; beyond, exp gives numbers too small to be quick
 _SECOND_RANGE_WEIGHT = 2.0  # of the expectation's distance beside the cross-entropy
 
@@ -136,11 +137,15 @@ def pair_losses(
     model: CylNet, maps: TokenMaps, truth: TokenTruth, i: int, j: int, options: MatchingLossOptions
 ) -> tuple[Tensor, Tensor]:
     """Return the losses of two views' matches and of who sees what."""
-    distance = torch.cdist(truth.points[i], truth.points[j])
-    has_range = [
-        (truth.range_m[k] > 0) & (truth.range_m[k] < options.match_range_m) for k in (i, j)
+    points = [
+        torch.where(
+            ((truth.range_m[k] > 0) & (truth.range_m[k] < options.match_range_m))[:, None],
+            truth.points[k],
+            away,
+        )
+        for k, away in ((i, _NOWHERE_M), (j, -_NOWHERE_M))
     ]
-    distance = torch.where(has_range[0][:, None] & has_range[1], distance, torch.inf)
+    distance = torch.cdist(*points)
     match, covisible = [], []
     for k, other, apart in ((i, j, distance), (j, i, distance.T)):
         near_m = _NEAR_M + _NEAR_SHARE * truth.range_m[k]
@@ -171,7 +176,7 @@ def partner_chances(apart: Tensor, nearest: Tensor, near_m: Tensor) -> Tensor:
         nearest: `(q,)` the smallest of each row; rows without one give zeros.
         near_m: `(q,)` how far partners may be apart.
     """
-    spread = (apart - nearest.nan_to_num(posinf=0.0)[:, None]) / (0.5 * near_m[:, None])
+    spread = (apart - nearest[:, None]) / (0.5 * near_m[:, None])
     weight = torch.exp(-0.5 * spread.clamp(max=_FAR_SPREADS).square())
     weight = torch.where(apart < 2 * near_m[:, None], weight, 0.0)
     return weight / weight.sum(dim=-1, keepdim=True).clamp_min(_LEAST_CHANCE)

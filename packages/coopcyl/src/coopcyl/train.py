@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from loom import distributed
 from loom.loop import Every, FitResult, Losses, Prefetch, TrainState, fit
 from loom.run import Run
 
@@ -132,6 +133,7 @@ def train(
             lr=rates,
             evaluate=Every(config.eval_interval, judge),
             gates=config.gates,
+            accumulate=config.accumulate(distributed.shard().world),
             clip_norm=config.train_params.clip_norm,
             log_interval=config.log_interval,
             checkpoint_interval=config.checkpoint_interval,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from loom.config import Config
+from loom.errors import UserError
 from loom.gates import Baseline, Gate
 from loom.schedule import Schedule, WarmupCosine
 from pydantic import AfterValidator, Field, PositiveFloat, model_validator
@@ -63,6 +64,7 @@ class TrainDataset(DatasetSection):
     views: Views = Field((2, 2), description="fewest and most vehicles of a set")
     max_sets_per_epoch: int = Field(400, ge=1, description="sets, not steps, of an epoch")
     cache: Path = Field(Path("data/coopcyl/cache"), description="folder of the stitched panoramas")
+    memory_mb: int = Field(1000, ge=0, description="of panoramas that stay in memory, per process")
     val: ValidationSection = ValidationSection()
 
 
@@ -74,6 +76,12 @@ class TrainParams(Config):
         None, ge=1, description="null: dataset.max_sets_per_epoch / global_batch"
     )
     global_batch: int = Field(4, ge=1, description="sets per step over all processes")
+    parts: int | None = Field(
+        None,
+        ge=1,
+        description="micro-batches of a step over all processes; null: one per process. 2 give the "
+        "same bits on one and on two processes",
+    )
     lr: PositiveFloat = 1.5e-3
     min_lr: float = Field(3e-5, ge=0)
     warmup_steps: int = Field(60, ge=0)
@@ -189,6 +197,25 @@ class TrainConfig(Config):
         params = self.train_params
         given = params.steps_per_epoch
         return given or max(1, self.dataset.max_sets_per_epoch // params.global_batch)
+
+    def accumulate(self, processes: int) -> int:
+        """Return the micro-batches that each of so many processes takes for a step.
+
+        Raises:
+            UserError: The parts cannot be shared out, or there are more than sets in a step.
+        """
+        parts = self.train_params.parts or processes
+        if parts % processes:
+            raise UserError(
+                f"train_params.parts is {parts}, which {processes} processes cannot share evenly",
+                hint=f"a multiple of {processes}",
+            )
+        if parts > self.train_params.global_batch:
+            raise UserError(
+                f"{parts} parts of {self.train_params.global_batch} sets",
+                hint="fewer processes or train_params.parts, or a larger train_params.global_batch",
+            )
+        return parts // processes
 
     @property
     def max_steps(self) -> int:

@@ -97,7 +97,7 @@ def open_data(config: TrainConfig, say: Callable[[str], None]) -> TrainingData:
         return TrainingData(
             open_town(dataset, dataset.split, say),
             open_town(dataset, dataset.val.split, say),
-            StitchedCache(dataset.cache, config.reader()),
+            StitchedCache(dataset.cache, config.reader(), memory_mb=dataset.memory_mb),
         )
 
     data = opened() if distributed.is_main() else None

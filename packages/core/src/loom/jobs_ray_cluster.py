@@ -11,8 +11,6 @@ from loom.errors import UserError
 
 OBJECT_STORE_BYTES = 80 << 20  # nothing travels through it; Ray asks for 75 MB at least
 AGE_S = 1.0
-STARTS = 3
-"""Tries to start a cluster: Ray gives up after 30 s, which a busy machine may take at first."""
 
 
 class Machine(NamedTuple):
@@ -68,23 +66,19 @@ def connect(address: str | None, slots: int | None) -> None:
                     f"no Ray cluster could be joined: {first_line(error)}",
                     hint="start one with `ray start --head`, with one RAY_AUTH_TOKEN for all",
                 ) from error
-    for tries_left in reversed(range(STARTS)):
-        try:
-            ray.init(
-                "local",
-                num_cpus=slots or _processors(),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **options,
-            )
-            return
-        except Exception as error:  # Ray raises it as such
-            ray.shutdown()
-            if not tries_left:
-                raise UserError(
-                    f"Ray could not be started here: {first_line(error)}",
-                    hint="its logs are in ray/session_latest/logs of the temporary folder",
-                ) from error
+    try:
+        ray.init(
+            "local",
+            num_cpus=slots or _processors(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **options,
+        )
+    except Exception as error:  # Ray raises it as such
+        raise UserError(
+            f"Ray could not be started here: {first_line(error)}",
+            hint="it gives itself 30 s, which a busy machine may not have; use --executor local",
+        ) from error
 
 
 def import_ray() -> ModuleType:

@@ -4,6 +4,9 @@ An entry's name is a hash of everything it depends on: panorama, depth format, l
 path, size and time of each source file. So an entry is never stale: other settings or a touched
 file give another name. Entries are written whole or not at all and carry a check sum; one that is
 damaged all the same is refused by name, or made again and counted, as the user chose.
+
+A training reads every view many times, and to name an entry nine files are asked for their time.
+What was read therefore stays in memory, up to `memory_mb`.
 """
 
 import hashlib
@@ -48,16 +51,31 @@ class StitchedCache:
         folder: Where the entries are; made if needed.
         reader: Reads what is not there yet.
         strict: Refuse a damaged entry instead of making it again.
+        memory_mb: How much of what was read stays in memory, where changes of files go unnoticed.
     """
 
-    def __init__(self, folder: Path, reader: PanoramaReader, *, strict: bool = True) -> None:
+    def __init__(
+        self, folder: Path, reader: PanoramaReader, *, strict: bool = True, memory_mb: int = 0
+    ) -> None:
         self.folder = folder
         self.reader = reader
         self.strict = strict
         self.counts = CacheCounts()
+        self._kept: dict[AgentFrame, StitchedFrame] = {}
+        self._room = memory_mb * 1_000_000
 
     def read(self, frame: AgentFrame) -> View:
-        """Return one vehicle's view, from its entry where there is one."""
+        """Return one vehicle's view, from memory or its entry where there is one."""
+        stitched = self._kept.get(frame)
+        if stitched is None:
+            stitched = self._read(frame)
+            size = stitched.rgb.nbytes + stitched.range_code.nbytes
+            if size <= self._room:
+                self._room -= size
+                self._kept[frame] = stitched
+        return self.reader.view(frame, stitched)
+
+    def _read(self, frame: AgentFrame) -> StitchedFrame:
         path = self.path(frame)
         damaged = False
         if path.exists():
@@ -69,14 +87,14 @@ class StitchedCache:
                 damaged = True
             else:
                 self.counts.hits += 1
-                return self.reader.view(frame, stitched)
+                return stitched
         stitched = self.reader.stitch(frame)
         with explained(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, _pack(stitched))
         self.counts.rebuilt += damaged
         self.counts.misses += not damaged
-        return self.reader.view(frame, stitched)
+        return stitched
 
     def path(self, frame: AgentFrame) -> Path:
         """Return the entry's file.

@@ -7,7 +7,9 @@
    Weights are those of Geman and McClure, `(c^2 / (c^2 + m^2))^2` of the Mahalanobis distance m,
    with c falling to its final value. Weak priors hold relative tilt and height difference.
 
-The refined pose is kept only if its soft count is the better one.
+Of hypothesis and refined pose the one is kept that more of the matches' weight agrees with, by the
+same Mahalanobis distance. A count by plain distances would prefer the hypothesis nearly always: it
+cannot tell an error along a ray, which is expected, from one across it.
 """
 
 from dataclasses import dataclass
@@ -73,7 +75,7 @@ class Alignment(NamedTuple):
 
     Attributes:
         pose: 4x4, maps points of the other view to the reference view.
-        inlier_share: Soft share of the matches' weight that agrees, in [0, 1]: a confidence.
+        inlier_share: Share of the matches' weight that agrees, in [0, 1]: a confidence.
         refined: Whether Gauss-Newton improved on the best hypothesis.
     """
 
@@ -100,9 +102,9 @@ def align(
     if start is None:
         return None
     refined = refine(matches, start, options)
-    scores = [soft_inliers(matches, pose[None])[0] for pose in (start, refined)]
-    better = bool(scores[1] >= scores[0])
-    return Alignment(refined if better else start, float(max(scores)), better)
+    shares = [agreeing_share(matches, pose, options.cutoff) for pose in (start, refined)]
+    better = shares[1] >= shares[0]
+    return Alignment(refined if better else start, max(shares), better)
 
 
 def kabsch(points0: np.ndarray, points1: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -132,6 +134,16 @@ def soft_inliers(matches: MatchedPoints, poses: np.ndarray) -> np.ndarray:
     return (matches.weights / (1 + squared)).sum(-1) / matches.weights.sum()
 
 
+def agreeing_share(matches: MatchedPoints, pose: np.ndarray, cutoff: float) -> float:
+    """Return the share of the matches' weight that agrees with a pose.
+
+    A match counts `c^2 / (c^2 + m^2)` with its Mahalanobis distance m: what Gauss-Newton maximises.
+    """
+    _, _, _, squared = _residuals(matches, pose, *_covariances(matches))
+    agreeing = matches.weights * (cutoff**2 / (cutoff**2 + squared))
+    return float(agreeing.sum() / matches.weights.sum())
+
+
 def best_hypothesis(
     matches: MatchedPoints, rng: np.random.Generator, options: SolverOptions
 ) -> np.ndarray | None:
@@ -159,8 +171,7 @@ def best_hypothesis(
 def refine(matches: MatchedPoints, start: np.ndarray, options: SolverOptions) -> np.ndarray:
     """Improve a pose by anisotropic Gauss-Newton; see the module."""
     pose = start.copy()
-    covariance0 = _ray_covariance(matches.rays0, matches.along0, matches.across0)
-    covariance1 = _ray_covariance(matches.rays1, matches.along1, matches.across1)
+    covariance0, covariance1 = _covariances(matches)
     for iteration in range(options.iterations):
         share = iteration / max(1, options.iterations - 1)
         cutoff = options.cutoff * 4 ** max(0.0, 1 - 2 * share)  # 4c at first, c from halfway on
@@ -178,11 +189,7 @@ def _step(
     options: SolverOptions,
 ) -> np.ndarray:
     """Return the step (rotation vector, translation), applied from the left."""
-    rotation = pose[:3, :3]
-    moved = matches.points1 @ rotation.T + pose[:3, 3]
-    error = matches.points0 - moved
-    information = np.linalg.inv(covariance0 + rotation @ covariance1 @ rotation.T)
-    squared = np.einsum("ni,nij,nj->n", error, information, error)
+    moved, error, information, squared = _residuals(matches, pose, covariance0, covariance1)
     weight = matches.weights * (cutoff**2 / (cutoff**2 + squared)) ** 2
     jacobian = np.concatenate(
         [_cross(moved), np.broadcast_to(-np.eye(3), (len(moved), 3, 3))], axis=-1
@@ -194,6 +201,25 @@ def _step(
         hessian += np.outer(row, row) / sigma**2
         gradient += row * value / sigma**2
     return -np.linalg.solve(hessian + _TIES * np.eye(6), gradient)
+
+
+def _residuals(
+    matches: MatchedPoints, pose: np.ndarray, covariance0: np.ndarray, covariance1: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return moved points and errors `(n, 3)`, information `(n, 3, 3)`, Mahalanobis^2 `(n,)`."""
+    rotation = pose[:3, :3]
+    moved = matches.points1 @ rotation.T + pose[:3, 3]
+    error = matches.points0 - moved
+    information = np.linalg.inv(covariance0 + rotation @ covariance1 @ rotation.T)
+    return moved, error, information, np.einsum("ni,nij,nj->n", error, information, error)
+
+
+def _covariances(matches: MatchedPoints) -> tuple[np.ndarray, np.ndarray]:
+    """Return the covariances `(n, 3, 3)` of both sides' points, each in its own frame."""
+    return (
+        _ray_covariance(matches.rays0, matches.along0, matches.across0),
+        _ray_covariance(matches.rays1, matches.along1, matches.across1),
+    )
 
 
 def _priors(pose: np.ndarray, options: SolverOptions) -> list[tuple[np.ndarray, float, float]]:

@@ -28,7 +28,8 @@ from coopcyl.models.inputs import ViewInput
 from coopcyl.models.mapanything import MapAnythingAdapter
 
 OracleKind = Literal["depth", "match", "pose"]
-_SIGMA_LIMITS = (0.03, 0.5)
+_SIGMA_LIMITS = (0.015, 0.25)
+_SIGMA_SHARE = 0.5  # of the bins' standard deviation, which has a second peak and the bins' width
 _SIGMA_LEAST = 0.02
 _TRUE_SIGMA = 0.02
 _MATCH_RANGE_M = 60.0
@@ -140,7 +141,8 @@ def view_tokens(maps: TokenMaps, views: ViewInput) -> list[ViewTokens]:
 
     origins, rays, covered = map(at_tokens, (views.origins, views.rays, views.covered))
     range_m = maps.log_range.exp().flatten(1).double().cpu().numpy()
-    sigma = maps.sigma.flatten(1).double().cpu().numpy().clip(*_SIGMA_LIMITS) + _SIGMA_LEAST
+    spread = _SIGMA_SHARE * maps.sigma.flatten(1).double().cpu().numpy()
+    sigma = spread.clip(*_SIGMA_LIMITS) + _SIGMA_LEAST
     visible = (maps.covisible_logits.sigmoid() * maps.surface_logits.sigmoid()).flatten(1)
     visible = np.where(covered, visible.cpu().numpy(), 0)
     width_rad = 2 * np.pi * STRIDE / views.image.shape[-1]
@@ -225,13 +227,13 @@ def _solve_pair(
         matches = mutual_matches(
             similarity.float().cpu().numpy(), tokens[i].visible, tokens[j].visible
         )
-    index0, index1, weights = matches
+    index0, index1, confidence = matches
     points = matched_points(
         tokens[i].tokens,
         tokens[j].tokens,
         index0,
         index1,
-        weights.astype(float),
+        np.sqrt(confidence.astype(float)),  # the mean of both directions; the product is too sure
         tokens[i].sigma,
         tokens[j].sigma,
     )

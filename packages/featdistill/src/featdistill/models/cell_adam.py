@@ -13,15 +13,15 @@ processes need no mask beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from ctypes import c_double, c_int, c_int64, c_void_p
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from loom import native
+from loom.optimizer import GroupOptimizer
 from torch import Tensor
-from torch.optim import Optimizer
 
 CSRC = Path(__file__).parent.parent / "csrc"
 
@@ -31,7 +31,7 @@ def library() -> native.Library | native.Unavailable:
     return native.library("featdistill_cell_adam", sources=[CSRC / "cell_adam.cpp"])
 
 
-class CellAdam(Optimizer):
+class CellAdam(GroupOptimizer):
     """Adam with a step counter per row of each parameter.
 
     Groups may set `per_cell=False` for ordinary parameters: they have one counter and are updated
@@ -61,22 +61,12 @@ class CellAdam(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "per_cell": per_cell})
         self.impl = impl
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
+    def update(
+        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
+    ) -> None:
+        """Update parameters one by one; each keeps its counters."""
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            self._update(parameter, gradient, group)
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]

@@ -9,16 +9,17 @@ so a tiny `eps` is safe where Adam's ratio of two running means is not:
 Clipping is per tensor: |g| <= clip max(|w|, smallest) (Brock 2021, there per row).
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 import torch
+from loom.optimizer import GroupOptimizer
 from torch import Tensor
 
 SMALLEST_NORM = 1e-3
 
 
-class LaProp(torch.optim.Optimizer):
+class LaProp(GroupOptimizer):
     """The optimiser; parameters without a gradient stand still."""
 
     def __init__(
@@ -40,25 +41,10 @@ class LaProp(torch.optim.Optimizer):
         """
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "clip": clip})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._update(parameters, group)
-        return loss
-
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [p.grad for p in parameters if p.grad is not None]
+    def update(
+        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
+    ) -> None:
+        """Update all parameters of a group at once."""
         if group["clip"]:
             gradients = _clipped(parameters, gradients, group["clip"])
         for parameter in parameters:

@@ -7,6 +7,7 @@ besides.
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -15,6 +16,16 @@ from coopcyl.geometry.carla import pose_from_cords
 
 BUILDING, POLE, CAR, PARKED = range(4)
 _STREET_END_M = 70.0
+
+
+TownKind = Literal["usual", "foreign", "varied"]
+TOWN_KINDS: tuple[TownKind, ...] = get_args(TownKind)
+"""What towns look like.
+
+`usual` has one size of buildings and saturated colours. `foreign` is there to judge on: buildings
+1.2 to 1.5 times as large, streets 2 m wider, pale colours of one hue. `varied` is there to learn
+from: sizes from 0.7 to 2, streets and tints of many kinds, but none of those of `foreign`.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +95,7 @@ def build_world(
     *,
     plain: bool = False,
     slope_deg: float = 2.0,
-    foreign: bool = False,
+    kind: TownKind = "usual",
 ) -> World:
     """Draw a world.
 
@@ -93,15 +104,11 @@ def build_world(
         agents: Vehicles with cameras.
         plain: One colour per facade.
         slope_deg: Standard deviation of the hillside's pitch and roll.
-        foreign: A town of another kind, to judge on what was not learned from: buildings 1.2 to 1.5
-            times as large, wider streets, pale colours of one hue.
+        kind: Sizes and colours; see `TOWN_KINDS`.
     """
     street = (rng.uniform(5, 8), rng.uniform(4, 7))
-    size, tint = 1.0, None
-    if foreign:
-        street = (street[0] + 1.0, street[1] + 1.0)
-        size = rng.uniform(1.2, 1.5)
-        tint = rng.uniform(0.5, 0.8, 3), rng.uniform(30, 80, 3)
+    size, wider, tint = _draw_kind(rng, kind)
+    street = (street[0] + wider, street[1] + wider)
     boxes: list[tuple[np.ndarray, float, np.ndarray, int]] = []
     _add_buildings(boxes, rng, street, size)
     _add_street_furniture(boxes, rng, street)
@@ -129,6 +136,26 @@ def build_world(
         int(rng.integers(0, 2**31)),
         tint,
     )
+
+
+def _draw_kind(
+    rng: np.random.Generator, kind: TownKind
+) -> tuple[float, float, tuple[np.ndarray, np.ndarray] | None]:
+    """Return the size of the buildings, what half a street is wider by, and the tint."""
+    if kind == "usual":
+        return 1.0, 0.0, None
+    if kind == "foreign":
+        size = rng.uniform(1.2, 1.5)
+        return size, 1.0, (rng.uniform(0.5, 0.8, 3), rng.uniform(30, 80, 3))
+    small = rng.random() < 0.5
+    size = rng.uniform(0.7, 1.15) if small else rng.uniform(1.55, 2.0)
+    wider = rng.uniform(-0.5, 0.8) if rng.random() < 0.6 else rng.uniform(1.2, 2.5)
+    tints = (
+        (np.ones(3), np.zeros(3)),
+        (rng.uniform(0.85, 1.1, 3), rng.uniform(-20, 25, 3)),
+        (rng.uniform(0.25, 0.45, 3), rng.uniform(85, 130, 3)),
+    )
+    return size, wider, tints[rng.integers(len(tints))]
 
 
 def _add_buildings(

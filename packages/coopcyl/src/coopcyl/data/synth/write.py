@@ -19,7 +19,7 @@ from coopcyl.data.images import write_png
 from coopcyl.data.pcd import write_pcd
 from coopcyl.data.synth.raycast import SKY, Boxes, camera_rays, cast_camera, cast_rays
 from coopcyl.data.synth.texture import paint
-from coopcyl.data.synth.world import SynthVehicle, World, build_world
+from coopcyl.data.synth.world import TOWN_KINDS, SynthVehicle, TownKind, World, build_world
 from coopcyl.geometry.carla import cords_from_pose, inverse, pose_from_cords
 from coopcyl.geometry.rig import OPV2V_CAMERAS, OPV2V_FOV_DEG, OPV2V_LIDAR, intrinsic_of_fov
 
@@ -45,7 +45,7 @@ class SynthOptions:
         lidar: Rings and points per turn of the LiDAR.
         roadside: Add a roadside unit, -1, to each scenario.
         plain: Share of the scenarios whose facades have one colour each.
-        foreign: Towns of another kind; see `build_world`.
+        kind: Sizes and colours of the towns; see `TOWN_KINDS`.
         slope_deg: Standard deviation of the hillside's pitch and roll.
         gps_m: Standard deviation of the localisation's position error.
         seed: Of everything.
@@ -60,7 +60,7 @@ class SynthOptions:
     lidar: tuple[int, int] = (32, 720)
     roadside: bool = False
     plain: float = 0.0
-    foreign: bool = False
+    kind: TownKind = "usual"
     slope_deg: float = 2.0
     gps_m: float = 0.3
     seed: int = 0
@@ -90,6 +90,14 @@ def depth_formats(text: str) -> tuple[DepthFormat, ...]:
     return tuple(known)
 
 
+def town_kind(text: str) -> TownKind:
+    """Return the kind of town with this name."""
+    for known in TOWN_KINDS:
+        if text == known:
+            return known
+    raise UserError(f"towns of kind {text}", hint=f"any of {', '.join(TOWN_KINDS)}")
+
+
 def write_tree(root: Path, options: SynthOptions) -> int:
     """Write the scenarios of a split and return the number of vehicle frames.
 
@@ -102,7 +110,7 @@ def write_tree(root: Path, options: SynthOptions) -> int:
         agents = int(rng.integers(options.vehicles[0], options.vehicles[1] + 1))
         plain = bool(rng.random() < options.plain)
         world = build_world(
-            rng, agents, plain=plain, slope_deg=options.slope_deg, foreign=options.foreign
+            rng, agents, plain=plain, slope_deg=options.slope_deg, kind=options.kind
         )
         name = _scenario_name(options.seed, number)
         written += write_scenario(root / options.split / name, world, options, rng)
