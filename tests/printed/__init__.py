@@ -9,7 +9,17 @@ from printed import coopcyl, core, end2race, featdistill, maniflow_overlay, pinp
 WITHOUT_MACHINE = "changes this machine's installation"
 SUITE = "is the suite that this test is part of"
 SLURM = "needs SLURM; sweeps run under its stand-ins in test_sweep.py and test_jobs_sbatch.py"
+LONG_LEGO = "takes hours of CPU at 800 pixels; the chain runs the form at 200"
 NOT_RUN = {
+    "featdistill teacher fit --scene LEGO gaussians=80000 start.share=0.3 "
+    '"train.coarse=[{divisor: 4, until: 0.35}, {divisor: 2, until: 0.65}]" '
+    "train.max_steps=9000 --run-dir runs/lego800-teacher": LONG_LEGO,
+    "featdistill train data.scene=LEGO data.teacher=runs/lego800-teacher data.extra_poses=0 "
+    '"student.grid_resolution=[12, 20, 12]" student.position_frequencies=5 '
+    "student.steps_per_axis=200 student.occupancy_resolution=160 feature_pipeline.enabled=false "
+    'train.max_steps=1600 "train.phases=[{name: predistillation, end_step: 80, '
+    "optimize: [student], target: volume, lr: 4e-3}, {name: joint_training, end_step: 1600, "
+    'optimize: [student, projector]}]" --run-dir runs/lego800-student': LONG_LEGO,
     "python3 -m pip install uv": WITHOUT_MACHINE,
     "uv pip install 'end2race[faiss]'": WITHOUT_MACHINE,
     "uv pip install 'end2race[ros]'": WITHOUT_MACHINE,
