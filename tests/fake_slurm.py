@@ -52,6 +52,8 @@ def _sbatch(folder: Path, arguments: list[str]) -> None:
     assert arguments[0] == "--parsable", arguments
     script = Path(arguments[1])
     (folder / "submissions").open("a").write(script.read_text())
+    while (folder / "controller").exists():  # there is one number for all arrays
+        time.sleep(0.01)
     subprocess.Popen(
         [sys.executable, "-S", __file__, "controller", str(script)],
         start_new_session=True,

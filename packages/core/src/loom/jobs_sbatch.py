@@ -211,8 +211,13 @@ class _Tail:
 
 
 def _array_in_queue(root: Path) -> str:
-    """Return the array that a sweep's status names, if SLURM still knows it."""
+    """Return the array that a sweep's status names, if SLURM still has work of it.
+
+    SLURM lists tasks for a while after they have ended; a sweep that is over does not wait for it.
+    """
     status = read_json(root / STATUS_FILE) if (root / STATUS_FILE).exists() else {}
+    if status.get("state") in ("finished", "failed"):
+        return ""
     array = str((status.get("array") or {}).get("id", ""))
     return array if array and _in_queue(array) else ""
 
