@@ -16,6 +16,7 @@ from maniflow_overlay.data.zarr_files import export_zarr, read_zarr
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent))
+import made_up_store
 from made_up_store import attach, content, make_store
 
 
@@ -93,6 +94,15 @@ def test_a_missing_chunk_is_refused_and_not_read_as_zeros(tmp_path):
     (tmp_path / "old.zarr/data/head_camera/3.0.0.0").unlink()
     with pytest.raises(UserError, match="1 of 6 chunks of data/head_camera are missing"):
         read_zarr(tmp_path / "old.zarr")
+
+
+def test_black_pictures_and_resting_arms_are_no_missing_chunks(tmp_path, monkeypatch):
+    nothing = tuple(np.zeros_like(part) for part in content())
+    monkeypatch.setattr(made_up_store, "content", lambda: nothing)
+    export_zarr(make_store(tmp_path), None, tmp_path / "a.zarr")
+    back = read_zarr(tmp_path / "a.zarr")
+    assert not any(frame.any() for number in range(4) for frame in back.pictures(number))
+    assert not back.action.any()
 
 
 def test_damaged_zarr_stores_end_in_user_errors(tmp_path):
