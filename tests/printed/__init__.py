@@ -14,12 +14,16 @@ NOT_RUN = {
     "featdistill teacher fit --scene LEGO gaussians=80000 start.share=0.3 "
     '"train.coarse=[{divisor: 4, until: 0.35}, {divisor: 2, until: 0.65}]" '
     "train.max_steps=9000 --run-dir runs/lego800-teacher": LONG_LEGO,
-    "featdistill train data.scene=LEGO data.teacher=runs/lego800-teacher data.extra_poses=0 "
-    '"student.grid_resolution=[12, 20, 12]" student.position_frequencies=5 '
-    "student.steps_per_axis=200 student.occupancy_resolution=160 feature_pipeline.enabled=false "
-    'train.max_steps=1600 "train.phases=[{name: predistillation, end_step: 80, '
-    "optimize: [student], target: volume, lr: 4e-3}, {name: joint_training, end_step: 1600, "
-    'optimize: [student, projector]}]" --run-dir runs/lego800-student': LONG_LEGO,
+    **{
+        "featdistill train data.scene=LEGO data.teacher=runs/lego800-teacher data.extra_poses=0 "
+        f'"student.grid_resolution=[{grid}]" student.position_frequencies=5 '
+        "student.steps_per_axis=200 student.occupancy_resolution=160 "
+        f"feature_pipeline.enabled=false train.max_steps={steps} --run-dir runs/{run}": LONG_LEGO
+        for grid, steps, run in (
+            ("12, 20, 12", 12000, "lego800-small"),
+            ("14, 24, 14", 20000, "lego800-large"),
+        )
+    },
     "python3 -m pip install uv": WITHOUT_MACHINE,
     "uv pip install 'end2race[faiss]'": WITHOUT_MACHINE,
     "uv pip install 'end2race[ros]'": WITHOUT_MACHINE,
