@@ -7,7 +7,7 @@ with probability 0.075, a dot moves over it) and judges its posterior on 64 sequ
 not seen: F1 within one step at the true rate, F1 and flags of p > 0.5, and the AUC. One thread,
 process time, learning only. Beside it, at the last seed, what other choices do, each alone: the
 paper's price of the abstract level and its fresh start at each boundary, and the categories that an
-agent has for latents. Below, a few seconds each, VTAs that are made to collapse: each is flagged.
+agent has for latents. Below, a few seconds each, VTAs that are made to collapse, with their flags.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """What every optimiser of ours begins with: groups, a closure, parameters that have a gradient."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-class GroupOptimizer(Optimizer):
+class GroupOptimizer(Optimizer, ABC):
     """An optimiser that updates a group's parameters at once; those without a gradient stand still.
 
     A child says how in `update`.
@@ -31,6 +32,7 @@ class GroupOptimizer(Optimizer):
                 self.update(parameters, [each.grad for each in parameters], group)
         return loss
 
+    @abstractmethod
     def update(
         self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
     ) -> None:
@@ -41,4 +43,3 @@ class GroupOptimizer(Optimizer):
             gradients: Theirs, in the same order.
             group: The settings.
         """
-        raise NotImplementedError

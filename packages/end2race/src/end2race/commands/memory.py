@@ -11,6 +11,7 @@ from loom.cli import JsonOption
 from loom.errors import UserError
 
 from end2race.commands.cache import EMBEDDED_CACHE
+from end2race.commands.train import CameraRoot, DataRoot
 
 if TYPE_CHECKING:
     from end2race.data.batches import BatchReader
@@ -36,17 +37,6 @@ class Search(StrEnum):
     FAISS = "faiss"
 
 
-DataRoot = Annotated[
-    Path | None,
-    typer.Option("--data-root", help="Dataset; without one: the embedded one."),
-]
-CameraRoot = Annotated[
-    Path | None,
-    typer.Option(
-        "--camera-root",
-        help="Dataset of the images, if they are not in the first.",
-    ),
-]
 CacheDir = Annotated[Path | None, typer.Option("--cache-dir", help="Teacher cache.")]
 MemoryDir = Annotated[Path, typer.Option("--memory-dir", help="Folder of the memory.")]
 SplitOption = Annotated[str, typer.Option(help="train, valid or test.")]
