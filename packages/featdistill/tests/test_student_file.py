@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from featdistill.film import write_film
 from featdistill.models import kilo_torch
 from featdistill.models.student import Student, render_image
 from featdistill.orbit import Orbit, orbit_camera
@@ -145,28 +143,6 @@ def test_a_film_is_one_turn(trained, command, tmp_path):
     assert int(np.argmin(errors)) == 1  # compressed, but nearer to its own place than to any other
     wrong = command("render", "--checkpoint", trained.run, "--video", tmp_path / "a.avi")
     wrong.holds("a.avi", ".webp or .gif or .mp4")
-
-
-def test_a_film_as_mp4_shows_its_pictures_in_their_order(tmp_path):
-    ffmpeg = pytest.importorskip("imageio_ffmpeg")
-    pictures = [np.full((34, 50, 3), 40 * k, np.uint8) for k in range(6)]
-    pictures[3][:, 25:] = 255
-    write_film(tmp_path / "new" / "a.mp4", pictures, seconds=1.0)
-    done = subprocess.run(
-        [ffmpeg.get_ffmpeg_exe(), "-i", tmp_path / "new" / "a.mp4", "-f", "rawvideo",
-         "-pix_fmt", "rgb24", "-"],
-        capture_output=True, check=True,
-    )  # fmt: skip
-    assert b" 6 fps" in done.stderr
-    shown = np.frombuffer(done.stdout, np.uint8).reshape(-1, 34, 50, 3).astype(int)
-    assert len(shown) == 6
-    assert max(np.abs(a - b).mean() for a, b in zip(shown, pictures, strict=True)) < 8
-
-
-def test_mp4_without_its_package_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(UserError, match="imageio-ffmpeg"):
-        write_film(tmp_path / "a.mp4", [np.zeros((4, 4, 3), np.uint8)], 1.0)
 
 
 def test_the_onnx_graph_equals_the_networks(trained, command, tmp_path):

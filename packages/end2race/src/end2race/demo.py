@@ -15,6 +15,7 @@ from typing import Any
 import typer
 from loom.config import Config
 from loom.drawing import print_table
+from loom.film import write_film
 from loom.report import Report
 from loom.report_run import run_report
 from loom.run import Run
@@ -24,8 +25,8 @@ from end2race.driver import Driver
 from end2race.embedded import default_dataset, default_teacher
 from end2race.exporting import ExportSettings, export_cache
 from end2race.figures import glance, lap_matrix, paths, strip
-from end2race.film import write_video
 from end2race.race_day import Heat, Setting, baselines, race_day, scores, write_results
+from end2race.sim.kernels import CONTROL_HZ
 from end2race.sim.score import COLUMNS, score_rows
 from end2race.training_run import OPEN_LOOP_FILE, run_student
 
@@ -102,7 +103,7 @@ def hold_races(run: Run[DemoConfig], trained: dict[str, Path]) -> dict[str, Heat
     write_results(run.path("laps.json"), heats)
     film = heats["KD"].film
     if film is not None:
-        write_video(run.path("race.webp"), film.frames)
+        write_film(run.path("race.webp"), film.frames, CONTROL_HZ, quality=60)
     return heats
 
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from loom.errors import UserError
-from loom.files import explained
 from PIL import Image, ImageDraw
 
 from end2race.data.calibration import Calibration
 from end2race.sim.closed_loop import Observation
-from end2race.sim.kernels import CONTROL_HZ
 from end2race.sim.race import Race
 from end2race.sim.sensors import Lidar, camera, lidar, see, sweep
 from end2race.sim.track import Track
-
-SUFFIXES = (".webp", ".gif", ".mp4")
 
 _HEIGHT_PX = 192
 _GAP_PX = 4
@@ -114,63 +108,3 @@ class Film:
         cloud[:, :3] = self._scanner.pose.to_ego(cloud[:, :3])
         size = large.shape[0]
         return side_by_side([large, bird_view(cloud, size), map_view(race.track, race.path, size)])
-
-
-def check_video_name(path: Path) -> None:
-    """Refuse a file name whose kind of video cannot be written, before anything is driven."""
-    if path.suffix not in SUFFIXES:
-        raise UserError(
-            f"{path}: {path.suffix or 'no suffix'} is no video that can be written",
-            hint=f"end the name with {', '.join(SUFFIXES)}",
-        )
-    if path.suffix == ".mp4":
-        _ffmpeg(path)
-
-
-def write_video(path: Path, frames: Sequence[np.ndarray], rate_hz: float = CONTROL_HZ) -> Path:
-    """Write frames uint8 [h, w, 3] as WebP or GIF, or as MP4 with the extra `mp4`.
-
-    Raises:
-        UserError: another suffix, MP4 without its library, or the disk refuses.
-    """
-    check_video_name(path)
-    if not frames:
-        raise ValueError("no frame to write")
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".mp4":
-            _write_mp4(path, frames, rate_hz)
-            return path
-        first, *others = [Image.fromarray(frame) for frame in frames]
-        first.save(
-            path,
-            save_all=True,
-            append_images=others,
-            duration=round(1000 / rate_hz),
-            loop=0,
-            quality=60,  # of WebP; GIF has no such setting and passes over it
-            method=2,
-        )
-    return path
-
-
-def _ffmpeg(path: Path):
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise UserError(
-            f"{path}: MP4 needs imageio-ffmpeg",
-            hint="uv pip install 'end2race[mp4]', or end the name with .webp",
-        ) from error
-    return imageio_ffmpeg
-
-
-def _write_mp4(path: Path, frames: Sequence[np.ndarray], rate_hz: float) -> None:
-    height, width = (side - side % 2 for side in frames[0].shape[:2])  # H.264 wants even sizes
-    writer = _ffmpeg(path).write_frames(
-        str(path), (width, height), fps=rate_hz, macro_block_size=2, quality=7
-    )
-    writer.send(None)
-    for frame in frames:
-        writer.send(np.ascontiguousarray(frame[:height, :width]))
-    writer.close()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from loom.errors import UserError
 from loom.files import write_atomic
+from loom.film import require_film_name, write_film
 from loom.progress import Progress
 
 from featdistill.assess import render_views, write_teacher_views
@@ -20,7 +21,6 @@ from featdistill.data.png import make_folder
 from featdistill.data.renders import driver_figures
 from featdistill.data.rgba import BACKGROUNDS, composite
 from featdistill.features import gaussian_features
-from featdistill.film import require_film_name, write_film
 from featdistill.models.raster import render
 from featdistill.models.student import render_image
 from featdistill.orbit import circle, orbit_camera, orbit_of
@@ -97,7 +97,7 @@ def render_film(checkpoint: Path, output: Path, *, frames: int, background: str)
         pictures.append(composite(rgba.numpy(), BACKGROUNDS[background]))
         progress.update(number)
     progress.close()
-    write_film(output, pictures, SECONDS_PER_TURN)
+    write_film(output, pictures, len(pictures) / SECONDS_PER_TURN)
     return output
 
 

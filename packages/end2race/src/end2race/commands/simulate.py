@@ -119,14 +119,15 @@ def drive(
     Without --ckpt only the baselines drive: copycat, constant command, expert.
     """
     from loom.drawing import print_table
+    from loom.film import require_film_name, write_film
 
-    from end2race.film import check_video_name, write_video
     from end2race.race_day import Setting, baselines, networks, race_day, scores, write_results
+    from end2race.sim.kernels import CONTROL_HZ
     from end2race.sim.score import COLUMNS, score_rows
     from end2race.sim.track_files import read_tracks
 
     if video is not None:
-        check_video_name(video)
+        require_film_name(video)
     setting = Setting(
         tracks if track_dir is None else read_tracks(track_dir),
         range(seeds),
@@ -141,7 +142,7 @@ def drive(
     print_table(COLUMNS, score_rows(scores(heats)))
     film = heats[first].film
     if video is not None and film is not None:
-        typer.echo(f"video of {first}: {write_video(video, film.frames)}")
+        typer.echo(f"video of {first}: {write_film(video, film.frames, CONTROL_HZ, quality=60)}")
     if json_path is not None:
         write_results(json_path, heats)
 

@@ -8,11 +8,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from loom.errors import UserError
-from loom.files import write_atomic
 from PIL import Image
 
-from featdistill.data.png import make_folder
+from loom.errors import UserError
+from loom.files import explained, write_atomic
 
 FILMS = (".webp", ".gif", ".mp4")
 
@@ -32,17 +31,34 @@ def require_film_name(path: Path) -> None:
         _ffmpeg(path)
 
 
-def write_film(path: Path, pictures: Sequence[np.ndarray], seconds: float) -> None:
-    """Write pictures of one size, uint8 [h, w, 3], as a film of that duration.
+def write_film(
+    path: Path, pictures: Sequence[np.ndarray], rate_hz: float, *, quality: int = 90
+) -> Path:
+    """Write pictures of one size as a film, and return its path.
+
+    Args:
+        path: Ends with one of `FILMS`; its folder is made.
+        pictures: uint8 [h, w, 3], one at least; MP4 leaves out an odd last row or column.
+        rate_hz: Pictures a second.
+        quality: Of WebP, 0 to 100.
 
     Raises:
         UserError: See `require_film_name`; or the disk refuses, and what was there is intact.
     """
     require_film_name(path)
-    make_folder(path.parent)
+    if not pictures:
+        raise ValueError("no picture to write")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".mp4":
-        write_atomic(path, _mp4(path, pictures, len(pictures) / seconds))
-        return
+        content = _mp4(path, pictures, rate_hz)
+    else:
+        content = _animation(path, pictures, rate_hz, quality)
+    write_atomic(path, content)
+    return path
+
+
+def _animation(path: Path, pictures: Sequence[np.ndarray], rate_hz: float, quality: int) -> bytes:
     first, *others = [Image.fromarray(picture) for picture in pictures]
     stream = BytesIO()
     first.save(
@@ -50,11 +66,12 @@ def write_film(path: Path, pictures: Sequence[np.ndarray], seconds: float) -> No
         format=path.suffix[1:].upper(),
         save_all=True,
         append_images=others,
-        duration=round(1000 * seconds / len(pictures)),
+        duration=round(1000 / rate_hz),
         loop=0,
-        quality=90,
+        quality=quality,  # GIF has no such setting and passes over it
+        method=2,
     )
-    write_atomic(path, stream.getvalue())
+    return stream.getvalue()
 
 
 def _mp4(path: Path, pictures: Sequence[np.ndarray], rate_hz: float) -> bytes:
@@ -77,6 +94,6 @@ def _ffmpeg(path: Path):
     except ImportError as error:
         raise UserError(
             f"{path}: MP4 needs imageio-ffmpeg",
-            hint="uv pip install 'featdistill[mp4]', or end the name with .webp",
+            hint="uv pip install imageio-ffmpeg, or end the name with .webp",
         ) from error
     return imageio_ffmpeg
