@@ -1,6 +1,6 @@
 // The networks of a cell for pictures, with products in bfloat16 and sums in single precision: two
 // products per lane and instruction (vdpbf16ps), and half the memory for weights. On trained LEGO
-// students no pixel moves by more than 1/255. Needs a processor with AVX512_BF16 and GCC.
+// students no colour moves by more than 2/255. Needs a processor with AVX512_BF16 and GCC.
 #pragma once
 #include "kilo_picture.h"
 

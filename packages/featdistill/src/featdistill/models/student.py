@@ -259,7 +259,7 @@ def render_image(
             8,192 for its twin.
         impl: "auto", "cpu" or "torch".
         precision: "auto" lets the kernel multiply in bfloat16 where the processor can, with sums in
-            float32: twice the products per instruction, and colours that move by up to 1/255.
+            float32: twice the products per instruction, and colours that move by up to 2/255.
 
     Returns:
         Premultiplied RGBA [h, w, 4] and depth [h, w], the sum of w_k t_k along a ray.
