@@ -55,6 +55,7 @@ NOT_RUN = {
     "scripts/results.py write": "writes into this checkout; test_results.py compares",
     "python -m benchmarks": "takes a quarter of an hour; --quick is run",
     "python benchmarks/end2race_appearance.py": "trains thirteen drivers in ten CPU-minutes",
+    "python benchmarks/pinpad_planted.py": "learns for three CPU-minutes; --quick runs one seed",
     "python benchmarks/pinpad_env.py --original FILE": "needs the original environment's code",
     "python benchmarks/pinpad_update.py --peer CHECKOUT": "needs a checkout of NM512's code",
     "end2race import bag --src drive.mcap --out DATA --lidar-topic /points --drive-topic /drive "
