@@ -11,6 +11,7 @@ from loom.config import resolve
 from loom.errors import UserError
 from loom.run import Run
 from maniflow_overlay.arms import Arm
+from maniflow_overlay.cli import app
 from maniflow_overlay.data.commands import attach_command, convert_command
 from maniflow_overlay.data.frame_store import FrameStore
 from maniflow_overlay.data.path_layers import PathLayers
@@ -29,6 +30,7 @@ from maniflow_overlay.sim.path_source import PathSource
 from maniflow_overlay.sim.planar import Planar
 from maniflow_overlay.sim.scene import STEPS, hidden, vector_of
 from PIL import Image
+from typer.testing import CliRunner
 
 SIZE = (64, 64)
 CLEAR = Condition("pick_place", False, None)
@@ -396,6 +398,8 @@ def test_the_page_shows_every_rate_and_a_film_of_each_cell(tmp_path):
     assert page.count("data:image/png") == 8
     summary = json.loads((tmp_path / "m" / FOLDER / "matrix.json").read_text("utf-8"))
     assert len(summary["rates"]) == 8
+    printed = CliRunner().invoke(app, ["eval", "report", str(tmp_path / "m"), "--json"])
+    assert json.loads(printed.stdout) == summary
     films = sorted((tmp_path / "m" / FOLDER / "rollouts").glob("*.webp"))
     assert len(films) == 8
     cells = read_cells(tmp_path / "m" / FOLDER / CELLS)

@@ -328,19 +328,19 @@ def data_attach(
 
 
 @data.command("inspect")
-def data_inspect(store: Store) -> None:
+def data_inspect(store: Store, as_json: JsonOption = False) -> None:
     """Say what a frame store holds."""
     from maniflow_overlay.data.commands import inspect_command
 
-    inspect_command(store)
+    inspect_command(store, as_json=as_json)
 
 
 @data.command("verify")
-def data_verify(store: Store) -> None:
+def data_verify(store: Store, as_json: JsonOption = False) -> None:
     """Read a frame store whole and hold it against its check sums."""
     from maniflow_overlay.data.commands import verify_command
 
-    verify_command(store)
+    verify_command(store, as_json=as_json)
 
 
 servers = typer.Typer(help="Model servers on this machine.", no_args_is_help=True)

@@ -149,20 +149,28 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Remove damaged shards; an export refills them.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare every byte with the check sums; exit code 2 if one differs."""
+    import json
+
     from end2race.cache.store import TeacherCache
     from end2race.cache.store import repair as repair_cache
 
     if repair:
         complaints = repair_cache(cache)
-        typer.echo("\n".join([*complaints, f"{len(complaints)} shards removed"]))
+        lines = "\n".join([*complaints, f"{len(complaints)} shards removed"])
+        typer.echo(json.dumps({"removed": complaints}, indent=2) if as_json else lines)
         return
     opened = TeacherCache.open(cache)
     complaints = [complaint for _, complaint in opened.damages()]
+    if as_json:
+        facts = {"windows": len(opened), "bytes": opened.size, "damages": complaints}
+        typer.echo(json.dumps(facts, indent=2))
     if complaints:
         raise UserError("; ".join(complaints), hint="--repair removes them")
-    typer.echo(f"{cache}: {len(opened):,} windows, {opened.size:,} bytes, all as written")
+    if not as_json:
+        typer.echo(f"{cache}: {len(opened):,} windows, {opened.size:,} bytes, all as written")
 
 
 @cache_app.command()

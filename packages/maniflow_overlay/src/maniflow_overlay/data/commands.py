@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -248,7 +249,7 @@ def attach_command(
     print_table(["status", "frames"], list(counts.items()))
 
 
-def inspect_command(store: Path) -> None:
+def inspect_command(store: Path, *, as_json: bool = False) -> None:
     """Print what a store holds."""
     opened = FrameStore(store)
     tasks = dict.fromkeys(episode.task for episode in opened.episodes)
@@ -256,24 +257,41 @@ def inspect_command(store: Path) -> None:
     for task in tasks:
         lengths = [episode.rows for episode in opened.episodes if episode.task == task]
         rows.append([task, len(lengths), sum(lengths), min(lengths), max(lengths)])
-    print_table(["task", "episodes", "frames", "shortest", "longest"], rows)
+    columns = ["task", "episodes", "frames", "shortest", "longest"]
     shape = opened.shape
-    size = len(opened) * shape.frame_bytes / 1e9
-    typer.echo(f"{len(opened)} frames of {shape.width}x{shape.height}, {size:.2f} GB in {store}")
-    if (store / FOLDER).is_dir():
-        counts = PathLayers(opened).counts
+    size = len(opened) * shape.frame_bytes
+    counts = PathLayers(opened).counts if (store / FOLDER).is_dir() else {}
+    if as_json:
+        facts = {
+            "frames": len(opened),
+            "width": shape.width,
+            "height": shape.height,
+            "bytes": size,
+            "tasks": [dict(zip(columns, row, strict=True)) for row in rows],
+            "paths": dict(counts),
+        }
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    print_table(columns, rows)
+    typer.echo(
+        f"{len(opened)} frames of {shape.width}x{shape.height}, {size / 1e9:.2f} GB in {store}"
+    )
+    if counts:
         typer.echo("paths: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
-def verify_command(store: Path) -> None:
+def verify_command(store: Path, *, as_json: bool = False) -> None:
     """Read a store whole and hold it against its check sums."""
     opened = FrameStore(store)
     complaints = opened.verify()
     if (store / FOLDER).is_dir():
         complaints += PathLayers(opened).verify()
+    if as_json:
+        typer.echo(json.dumps({"frames": len(opened), "damages": complaints}, indent=2))
     if complaints:
         raise UserError("; ".join(complaints), hint="convert again, or attach the paths again")
-    typer.echo(f"{store}: {len(opened)} frames, all as they were written")
+    if not as_json:
+        typer.echo(f"{store}: {len(opened)} frames, all as they were written")
 
 
 def export_command(store: Path, output: Path, *, raw: bool, as_bytes: bool) -> None:
