@@ -420,11 +420,14 @@ def test_a_plain_cuda_source_compiles_and_exports_its_launcher(tmp_path, answer)
     source = tmp_path / "add.cu"
     source.write_text(
         "__global__ void add(float* x, int n) {\n"
-        "  int i = blockIdx.x * blockDim.x + threadIdx.x;\n  if (i < n) x[i] += 1;\n}\n"
+        "  int i = blockIdx.x * blockDim.x + threadIdx.x;\n  if (i < n) x[i] += ONE;\n}\n"
         'extern "C" int add_one(float* x, int n, cudaStream_t stream) {\n'
         "  add<<<(n + 255) / 256, 256, 0, stream>>>(x, n);\n  return cudaGetLastError();\n}\n"
     )
-    library = opened(answer, cuda=[source])
+    refused = opened(answer, cuda=[source]).cuda
+    assert isinstance(refused, native.Unavailable)
+    assert "ONE" in refused.reason  # which only a flag defines
+    library = opened(answer, cuda=[source], cuda_flags=["-DONE=1"])
     gpu = library.cuda
     assert isinstance(gpu, native.Library), gpu
     assert gpu.isa == "cuda"

@@ -15,6 +15,10 @@ from featdistill.cli import app
 from featdistill.data.bricks import BrickScene, build_model, write_scene
 from featdistill.data.ply import write_ply
 from featdistill.gaussians import Gaussians
+from featdistill.models import occupancy
+from featdistill.models.student import Student
+from featdistill.student_config import StudentConfig
+from torch.nn import functional
 from typer.testing import CliRunner
 
 GAUSSIANS = 4000
@@ -162,3 +166,54 @@ def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Read only: a student that has learnt. Tests that write work on a copy."""
     run = tmp_path_factory.mktemp("trained") / "run"
     return Trained(run, featdistill("train", *tiny.settings, *LEARNING, "--run-dir", run))
+
+
+BOX = torch.tensor([[-1.0, -0.5, -0.75], [1.0, 0.5, 0.75]])
+
+
+def small_student(
+    hidden: int = 32, frequencies: tuple[int, int] = (4, 2), filled: float = 0.3
+) -> Student:
+    """A student of 5 x 3 x 2 cells with random weights; `filled` is the share of its voxels."""
+    config = StudentConfig(
+        grid_resolution=(5, 3, 2),
+        hidden_dim=hidden,
+        position_frequencies=frequencies[0],
+        direction_frequencies=frequencies[1],
+        steps_per_axis=48,
+        occupancy_resolution=16,
+    )
+    noise = torch.Generator().manual_seed(1)
+    shape = occupancy.voxel_shape(BOX, 16)
+    occupied = (torch.rand(shape, generator=noise) < filled).to(torch.uint8)
+    occupied[:4] = 0  # empty space to skip, and cells without a network
+    student = Student(config, BOX, occupied, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        student.weights.add_(torch.randn(student.weights.shape, generator=noise), alpha=0.1)
+        student.head.add_(torch.randn(student.head.shape, generator=noise), alpha=0.1)
+    return student
+
+
+def rays_to_the_box(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rays from a sphere of radius 3 towards the box, some of which miss, and special ones."""
+    generator = torch.Generator().manual_seed(0)
+    origins = functional.normalize(torch.randn(n, 3, generator=generator), dim=1) * 3.0
+    targets = (torch.rand(n, 3, generator=generator) - 0.5) * 1.8
+    directions = functional.normalize(targets - origins, dim=1)
+    origins[0], directions[0] = torch.tensor([0.1, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0])
+    origins[1], directions[1] = torch.tensor([0.3, 0.1, 2.0]), torch.tensor([0.0, 0.0, -1.0])
+    origins[2], directions[2] = torch.tensor([3.0, 0.5, 0.0]), torch.tensor([-1.0, 0.0, 0.0])
+    origins[3], directions[3] = torch.tensor([0.0, 2.0, 0.0]), torch.tensor([1.0, 0.0, 0.0])
+    origins[4], directions[4] = torch.zeros(3), torch.zeros(3)
+    jitter = torch.rand(n, generator=generator)
+    return origins, directions, jitter
+
+
+@pytest.fixture(scope="session")
+def make_student() -> Callable[..., Student]:
+    return small_student
+
+
+@pytest.fixture(scope="session")
+def random_rays() -> Callable[[int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    return rays_to_the_box

@@ -3,16 +3,13 @@
 import pytest
 import torch
 from featdistill.cameras import Cameras, orbit_poses
-from featdistill.models import kilo, kilo_torch, occupancy
+from featdistill.models import kilo, kilo_torch
 from featdistill.models.kilo_layout import RayOutputs
-from featdistill.models.student import Student, query, render_image, render_rays
-from featdistill.student_config import StudentConfig
+from featdistill.models.student import query, render_image, render_rays
 from loom import native
 from loom.errors import UserError
 from loom.native.toolchain import cpu_levels
 from torch import nn
-
-BOX = torch.tensor([[-1.0, -0.5, -0.75], [1.0, 0.5, 0.75]])
 
 pytestmark = pytest.mark.skipif(
     isinstance(kilo.library(), native.Unavailable), reason="no compiler"
@@ -41,47 +38,12 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def make_student(hidden=32, frequencies=(4, 2), filled=0.3):
-    config = StudentConfig(
-        grid_resolution=(5, 3, 2),
-        hidden_dim=hidden,
-        position_frequencies=frequencies[0],
-        direction_frequencies=frequencies[1],
-        steps_per_axis=48,
-        occupancy_resolution=16,
-    )
-    noise = torch.Generator().manual_seed(1)
-    shape = occupancy.voxel_shape(BOX, 16)
-    occupied = (torch.rand(shape, generator=noise) < filled).to(torch.uint8)
-    occupied[:4] = 0  # empty space to skip, and cells without a network
-    student = Student(config, BOX, occupied, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        student.weights.add_(torch.randn(student.weights.shape, generator=noise), alpha=0.1)
-        student.head.add_(torch.randn(student.head.shape, generator=noise), alpha=0.1)
-    return student
-
-
-def random_rays(n):
-    """Rays from a sphere of radius 3 towards the box, some of which miss, and special ones."""
-    generator = torch.Generator().manual_seed(0)
-    origins = nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=1) * 3.0
-    targets = (torch.rand(n, 3, generator=generator) - 0.5) * 1.8
-    directions = nn.functional.normalize(targets - origins, dim=1)
-    origins[0], directions[0] = torch.tensor([0.1, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0])
-    origins[1], directions[1] = torch.tensor([0.3, 0.1, 2.0]), torch.tensor([0.0, 0.0, -1.0])
-    origins[2], directions[2] = torch.tensor([3.0, 0.5, 0.0]), torch.tensor([-1.0, 0.0, 0.0])
-    origins[3], directions[3] = torch.tensor([0.0, 2.0, 0.0]), torch.tensor([1.0, 0.0, 0.0])
-    origins[4], directions[4] = torch.zeros(3), torch.zeros(3)
-    jitter = torch.rand(n, generator=generator)
-    return origins, directions, jitter
-
-
 def relative_error(ours, theirs):
     return ((ours.double() - theirs).norm() / theirs.norm()).item()
 
 
 @pytest.mark.parametrize("filled", [0.02, 0.3, 1.0])
-def test_marching_yields_the_samples_of_the_twin_bit_by_bit(isa, filled):
+def test_marching_yields_the_samples_of_the_twin_bit_by_bit(isa, filled, make_student, random_rays):
     student = make_student(filled=filled)
     origins, directions, jitter = random_rays(400)
     ours = kilo.march(student.volume, origins, directions, jitter)
@@ -94,7 +56,9 @@ def test_marching_yields_the_samples_of_the_twin_bit_by_bit(isa, filled):
 @pytest.mark.parametrize(
     ("hidden", "frequencies"), [(32, (4, 2)), (48, (4, 2)), (32, (10, 4)), (48, (10, 4))]
 )
-def test_rendering_and_its_gradients_equal_the_float64_twin(isa, hidden, frequencies):
+def test_rendering_and_its_gradients_equal_the_float64_twin(
+    isa, hidden, frequencies, make_student, random_rays
+):
     student = make_student(hidden, frequencies)
     origins, directions, jitter = random_rays(300)
     weights = student.weights.detach().double().requires_grad_()
@@ -123,7 +87,9 @@ def test_rendering_and_its_gradients_equal_the_float64_twin(isa, hidden, frequen
 
 
 @pytest.mark.parametrize("samples_per_cell", [1, 7, 33, 200])
-def test_scattered_points_equal_the_float64_twin_for_any_count_per_cell(isa, samples_per_cell):
+def test_scattered_points_equal_the_float64_twin_for_any_count_per_cell(
+    isa, samples_per_cell, make_student
+):
     student = make_student()
     noise = torch.Generator().manual_seed(3)
     cell = torch.arange(len(student.weights), dtype=torch.int32).repeat(samples_per_cell)
@@ -147,7 +113,7 @@ def test_scattered_points_equal_the_float64_twin_for_any_count_per_cell(isa, sam
     assert gradient_of(student.weights)[4].eq(0).all()
 
 
-def test_no_gradient_reaches_samples_behind_an_opaque_surface(isa):
+def test_no_gradient_reaches_samples_behind_an_opaque_surface(isa, make_student):
     student = make_student(filled=1.0)
     with torch.no_grad():  # opaque in front (x > 0), coloured behind
         student.shape.blocks(student.weights).output_bias[:, 3] = 8.0
@@ -162,7 +128,7 @@ def test_no_gradient_reaches_samples_behind_an_opaque_surface(isa):
     assert len(samples.cell.unique()) > 1
 
 
-def test_huge_raw_values_stay_finite(isa):
+def test_huge_raw_values_stay_finite(isa, make_student, random_rays):
     student = make_student(filled=1.0)
     bias = student.shape.blocks(student.weights.detach()).output_bias
     for value in (1e6, -1e6, 1e30):
@@ -176,7 +142,7 @@ def test_huge_raw_values_stay_finite(isa):
 
 
 @pytest.mark.parametrize("impl", ["cpu", "torch"])
-def test_raw_densities_are_clamped_at_thirty(impl):
+def test_raw_densities_are_clamped_at_thirty(impl, make_student, random_rays):
     student = make_student(filled=1.0)
     with torch.no_grad():
         student.weights.zero_()
@@ -190,7 +156,7 @@ def test_raw_densities_are_clamped_at_thirty(impl):
     assert student.shape.blocks(gradient_of(student.weights)).output_bias[:, 3].eq(0).all()
 
 
-def test_results_do_not_depend_on_the_number_of_threads(one_thread):
+def test_results_do_not_depend_on_the_number_of_threads(one_thread, make_student, random_rays):
     results = []
     for threads in (1, 2, 3, 1):
         torch.set_num_threads(threads)
@@ -210,7 +176,7 @@ def test_results_do_not_depend_on_the_number_of_threads(one_thread):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_gradients_may_arrive_strided(one_thread):
+def test_gradients_may_arrive_strided(one_thread, make_student, random_rays):
     student = make_student()
     outputs = render_rays(student, *random_rays(200)[:2], feature_rays=50, impl="cpu")
     total = torch.stack([x.sum() for x in outputs]).sum()  # hands back expanded scalars
@@ -220,7 +186,7 @@ def test_gradients_may_arrive_strided(one_thread):
     assert torch.equal(strided, gradient_of(student.weights))
 
 
-def test_gradients_of_two_steps_are_apart(one_thread):
+def test_gradients_of_two_steps_are_apart(one_thread, make_student, random_rays):
     """Memory of a gradient is used again only after the gradient is gone."""
     student = make_student()
     rays = random_rays(64)[:2]
@@ -241,7 +207,7 @@ def test_gradients_of_two_steps_are_apart(one_thread):
     assert torch.equal(first, kept)
 
 
-def test_max_weight_collects_the_largest_weight_of_each_voxel(isa):
+def test_max_weight_collects_the_largest_weight_of_each_voxel(isa, make_student, random_rays):
     student = make_student()
     origins, directions, jitter = random_rays(300)
     ours, theirs = student.new_max_weight(), student.new_max_weight()
@@ -263,7 +229,7 @@ def test_max_weight_collects_the_largest_weight_of_each_voxel(isa):
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_a_picture_equals_all_samples_of_the_twin_up_to_what_the_stop_leaves(isa):
+def test_a_picture_equals_all_samples_of_the_twin_up_to_what_the_stop_leaves(isa, make_student):
     student = make_student(filled=0.6)
     with torch.no_grad():
         student.shape.blocks(student.weights).output_bias[:, 3] += 1.0
@@ -287,7 +253,9 @@ def test_a_picture_equals_all_samples_of_the_twin_up_to_what_the_stop_leaves(isa
 @pytest.mark.parametrize("filled", [0.02, 0.3, 1.0])
 @pytest.mark.parametrize("frequencies", [(4, 2), (5, 1), (10, 4)])
 @pytest.mark.parametrize(("bfloat16", "bound"), [(False, 1e-5), (True, 2 / 255)])
-def test_the_colours_of_pictures_equal_the_float64_twin(isa, filled, frequencies, bfloat16, bound):
+def test_the_colours_of_pictures_equal_the_float64_twin(
+    isa, filled, frequencies, bfloat16, bound, make_student, random_rays
+):
     """Rays that miss, of length zero, along faces of cells, and through empty cells among them."""
     student = make_student(frequencies=frequencies, filled=filled)
     if bfloat16 and not kilo.has_bfloat16(student.shape):
@@ -308,7 +276,7 @@ def test_the_colours_of_pictures_equal_the_float64_twin(isa, filled, frequencies
     assert (depth - theirs.depth).abs().max() <= 10 * bound
 
 
-def test_pictures_are_the_same_bits_for_any_order_of_the_rays(isa):
+def test_pictures_are_the_same_bits_for_any_order_of_the_rays(isa, make_student):
     student = make_student(filled=0.6)
     camera = Cameras(orbit_poses(1, 2.5, torch.Generator()), 70, 45, 50.0, ("a",))
     in_tiles = render_image(student, camera)
@@ -317,7 +285,7 @@ def test_pictures_are_the_same_bits_for_any_order_of_the_rays(isa):
     assert all(torch.equal(a, b) for a, b in zip(in_tiles, in_blocks, strict=True))
 
 
-def test_query_is_the_same_with_and_without_the_kernel(isa):
+def test_query_is_the_same_with_and_without_the_kernel(isa, make_student):
     student = make_student()
     generator = torch.Generator().manual_seed(0)
     points = (torch.rand(200, 3, generator=generator) - 0.5) * 2.4
@@ -335,6 +303,6 @@ def test_query_is_the_same_with_and_without_the_kernel(isa):
     assert relative_error(gradient, gradient_of(student.weights).double()) < 1e-5
 
 
-def test_a_kernel_that_cannot_be_had_is_an_error_only_when_it_is_named():
+def test_a_kernel_that_cannot_be_had_is_an_error_only_when_it_is_named(make_student):
     with pytest.raises(UserError, match="impl=cuda"):
         render_rays(make_student(), torch.zeros(1, 3), torch.ones(1, 3), impl="cuda")

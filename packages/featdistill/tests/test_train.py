@@ -191,9 +191,13 @@ def test_the_notes_configuration_trains_and_says_the_notes_lines(canonical):
         "[phase] Projector-only warmup forcing feature loss on.",
         "Enter projector_warmup at step 0: optimize=['projector']",
         "Loaded teacher frames (308)",
+        "[config] max_steps override 30 is below config max_steps",
+        f"[logging] TensorBoard writer initialised → {run / 'tensorboard'}",
         "(特徴蒸留_教師52d) [30/30]: 100%",
     ):
         assert line in done.out, line
+    assert done.out.count("[init] First KiloNeRF forward pass finished") == 1
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
     assert max(row["step"] for row in read_records(run)) == 30
 
 

@@ -54,8 +54,9 @@ class Recorded:
         self.mode, self.fuse, self.chunk = arm.mode, arm.fuse, chunk
         self.calls = []
 
-    def act(self, images, state, task, *, initial=None, seeds=None):
+    def act(self, images, state, task, *, initial=None, seeds=None, instructions=None):
         self.calls.append((images, state, task, initial, seeds))
+        self.instructions = instructions
         return np.repeat(state[:, -1:], self.chunk, axis=1)
 
 
@@ -116,6 +117,16 @@ def test_all_arms_meet_the_same_episodes_paths_and_noise():
         path = beside[..., 3:]
         drawn = path.max(axis=-1, keepdims=True) > 0
         np.testing.assert_array_equal(over, np.where(drawn, path, beside[..., :3]))
+
+
+def test_a_policy_is_told_the_sentence_of_the_demonstrations(store):
+    policy = Recorded(Arm("none"))
+    play(PolicyActor("a", policy), [Planar(), Planar()], [3, 4], CLEAR)
+    (told,) = {text for episode in store.episodes for text in episode.instructions}
+    assert policy.instructions == [told] * len(policy.instructions)
+    marked = replace(CLEAR, task="pick_place_marked")
+    play(PolicyActor("a", policy), [Planar()], [3], marked)
+    assert set(policy.instructions).isdisjoint({told})
 
 
 @pytest.mark.parametrize(("mode", "often"), [("none", 0), ("initial", 1), ("current", 5)])

@@ -105,11 +105,13 @@ def render_views(
     seconds = 0.0
     for number in range(start, end):
         began = time.perf_counter()
-        rgba, depth = render_image(student, cameras[number], chunk=chunk)
+        shown = render_image(student, cameras[number], chunk=chunk)
+        rgba, depth = (part.cpu() for part in shown)
         seconds += time.perf_counter() - began
         write_frame(folder, number, rgba, depth=depth, background=background, store_rgba=store_rgba)
         progress(number - start + 1)
-    stats = measure_stats(end - start, cameras.width, cameras.height, seconds)
+    device = str(student.weights.device)
+    stats = measure_stats(end - start, cameras.width, cameras.height, seconds, device=device)
     write_stats(folder, stats)
     return stats
 

@@ -44,7 +44,12 @@ SceneOption = Annotated[
     typer.Option(help="NeRF-synthetic folder; without one: the embedded brick model."),
 ]
 WidthOption = Annotated[int | None, typer.Option(min=8, help="Image width in pixels.")]
+MaxSteps = Annotated[int | None, typer.Option(min=1, help="Updates in all.")]
+OutputJson = Annotated[Path | None, typer.Option(help="Write all scores here.")]
+Frames = Annotated[int | None, typer.Option(min=1, help="Only the first frames.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output.")]
 Background = Annotated[str, typer.Option(help="white or black.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda: where the student is drawn.")]
 LpipsWeights = Annotated[
     Path | None,
     typer.Option(help="Folder with the LPIPS weights; without it LPIPS is not evaluated."),
@@ -66,7 +71,7 @@ def demo(
 def train(
     config: ConfigOption = None,
     overrides: Overrides = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Updates in all.")] = None,
+    max_steps: MaxSteps = None,
     log_interval: Annotated[
         int | None,
         typer.Option(min=1, envvar="KILOGS_LOG_INTERVAL", help="Updates between two records."),
@@ -112,6 +117,7 @@ def render(
     start_frame: Annotated[int, typer.Option(min=0, help="First view.")] = 0,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Number of views.")] = None,
     background: Background = "white",
+    device: Device = "auto",
     enable_nvml: Annotated[
         bool, typer.Option("--enable-nvml", help="Require the accelerator's own figures.")
     ] = False,
@@ -125,7 +131,10 @@ def render(
     from featdistill.rendering import render_film, render_run
 
     if video is not None:
-        typer.echo(render_film(checkpoint, video, frames=video_frames, background=background))
+        film = render_film(
+            checkpoint, video, frames=video_frames, background=background, device=device
+        )
+        typer.echo(film)
         return
     folder = render_run(
         checkpoint,
@@ -136,6 +145,7 @@ def render(
         start=start_frame,
         count=max_frames,
         background=background,
+        device=device,
         require_driver=enable_nvml,
     )
     typer.echo(f"rendered to {folder}")
@@ -239,6 +249,7 @@ def view(
     run: RunArgument,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 8765,
     browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    device: Device = "auto",
 ) -> None:
     """Look around a student, its teacher and their difference in a browser, until Ctrl-C."""
     import webbrowser
@@ -246,7 +257,7 @@ def view(
     from featdistill.viewer import Viewer
     from featdistill.viewer_server import HOST, make_server
 
-    with make_server(Viewer(run), port) as server:
+    with make_server(Viewer(run, device), port) as server:
         address = f"http://{HOST}:{server.server_address[1]}/"
         typer.echo(f"{address} (Ctrl-C ends it)")
         if browser:
@@ -323,7 +334,7 @@ def teacher_fit(
     overrides: Overrides = None,
     scene: SceneOption = None,
     width: WidthOption = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Updates in all.")] = None,
+    max_steps: MaxSteps = None,
     run_dir: RunDir = None,
     resume: Resume = False,
     archive: Archive = False,
@@ -401,10 +412,10 @@ def _print_facts(*facts: Any, as_json: bool) -> None:
 def eval_compare(
     folder: Annotated[Path, typer.Argument(help="PNG files to judge.")],
     references: Annotated[Path, typer.Argument(help="PNG files to hold them against.")],
-    output_json: Annotated[Path | None, typer.Option(help="Write all scores here.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Only the first frames.")] = None,
+    output_json: OutputJson = None,
+    frames: Frames = None,
     lpips_weights: LpipsWeights = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
+    force: Force = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score a folder of PNG files against another, as they are."""
@@ -429,10 +440,10 @@ def eval_pipeline(
     method_name: Annotated[str, typer.Option(help="Name of the row in the summary.")] = "",
     summary: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
     render_stats: Annotated[Path | None, typer.Option(help="render_stats.json to take.")] = None,
-    output_json: Annotated[Path | None, typer.Option(help="Write all scores here.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Only the first frames.")] = None,
+    output_json: OutputJson = None,
+    frames: Frames = None,
     lpips_weights: LpipsWeights = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
+    force: Force = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compose a student's RGBA over a background, score it, and record the result."""

@@ -14,6 +14,29 @@ def checks() -> Sequence[Check]:
         Check("kernel: field", lambda: _kernel("field")),
         Check("kernel: raster", lambda: _kernel("raster")),
         Check("kernel: student", lambda: _kernel("kilo")),
+        Check("kernel: student on cuda", cuda_renderer),
+    )
+
+
+def cuda_renderer() -> Finding:
+    """Say whether the CUDA kernel draws pictures here, after a test picture, and why not."""
+    import torch
+
+    from featdistill.models import kilo_cuda
+    from featdistill.models.kilo_layout import NetworkShape
+
+    if not torch.cuda.is_available():
+        return Finding("ok", "not used: torch finds no CUDA device")
+    found, device = kilo_cuda.kernel(), torch.device("cuda")
+    if isinstance(found, Unavailable):
+        why, fix = found.reason, "install the CUDA toolkit and a C++ compiler"
+    else:
+        why = kilo_cuda.examine(found, NetworkShape(32, 4, 2), device)
+        fix = "report it with this line; `--device cpu` leaves the device out"
+    if why:
+        return Finding("warn", f"the torch twin draws on the device, which is slower: {why}", fix)
+    return Finding(
+        "ok", f"its test picture equals the torch twin's on {torch.cuda.get_device_name(device)}"
     )
 
 

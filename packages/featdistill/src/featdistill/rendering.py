@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from loom.device import choose_device
 from loom.errors import UserError
 from loom.files import write_atomic
 from loom.film import require_film_name, write_film
@@ -42,9 +43,16 @@ def render_run(
     start: int = 0,
     count: int | None = None,
     background: str = "white",
+    device: str = "auto",
     require_driver: bool = False,
 ) -> Path:
-    """Render the evaluation views of a student; return the render folder."""
+    """Render the evaluation views of a student; return the render folder.
+
+    Raises:
+        UserError: There is no intact checkpoint, no such view or device, or `require_driver` and
+            the driver gives no figures.
+    """
+    chosen = choose_device(device)
     if require_driver and driver_figures().name is None:
         disabled = os.environ.get("KILOGS_DISABLE_NVML") == "1"
         raise UserError(
@@ -63,7 +71,7 @@ def render_run(
     total = len(cameras) - start if count is None else min(count, len(cameras) - start)
     progress = Progress("render", total)
     render_views(
-        restored.student,
+        restored.student.to(chosen),
         cameras,
         folder,
         start=start,
@@ -77,24 +85,27 @@ def render_run(
     return folder
 
 
-def render_film(checkpoint: Path, output: Path, *, frames: int, background: str) -> Path:
+def render_film(
+    checkpoint: Path, output: Path, *, frames: int, background: str, device: str = "auto"
+) -> Path:
     """Render one turn about a student, from the first evaluation view, as a moving picture.
 
     Raises:
-        UserError: The file is no .webp, .gif or .mp4, or there is no intact checkpoint.
+        UserError: The file is no .webp, .gif or .mp4, there is no intact checkpoint, or no such
+            device.
     """
     require_film_name(output)
+    chosen = choose_device(device)
     restored = restore_student(checkpoint)
     cameras = cameras_of(restored.config.data, "test", restored.run)
     target = restored.student.box.mean(dim=0)
+    student = restored.student.to(chosen)
     turn = circle(orbit_of(cameras.centres[0], target), frames)
     progress = Progress("film", frames)
     pictures = []
     for number, place in enumerate(turn, start=1):
-        rgba, _ = render_image(
-            restored.student, orbit_camera(place, target, cameras, cameras.width)
-        )
-        pictures.append(composite(rgba.numpy(), BACKGROUNDS[background]))
+        rgba, _ = render_image(student, orbit_camera(place, target, cameras, cameras.width))
+        pictures.append(composite(rgba.cpu().numpy(), BACKGROUNDS[background]))
         progress.update(number)
     progress.close()
     write_film(output, pictures, len(pictures) / SECONDS_PER_TURN)

@@ -11,6 +11,7 @@ from loom.errors import GateMissed
 from loom.gates import Baseline, Gate, Invariant
 from loom.loop import Every, FitResult, Prefetch, TrainState, fit
 from loom.native import cores_for_kernels
+from loom.record import EVENTS_FOLDER
 from loom.run import Run
 from loom.sampling import Shard
 from torch import Tensor
@@ -163,6 +164,7 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     views = with_extra_poses(teacher.training, config.data.extra_poses, run.generator("poses"))
     shown = foreground(views, each_frame(teacher.gaussians, views))
     run.info(f"Loaded teacher frames ({len(views)})")
+    run.info(f"[logging] TensorBoard writer initialised → {run.dir / EVENTS_FOLDER}")
     _announce(config, run)
 
     student = new_student(config, teacher, run.generator("student"))
@@ -178,7 +180,13 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
         if step == config.train.phase_start(phase):
             run.info(f"Enter {phase.name} at step {step}: optimize={list(phase.optimize)}")
 
+    passed = False
+
     def after_step(step: int) -> None:
+        nonlocal passed
+        if not passed:  # kernels have been compiled and points drawn: from here on it is fast
+            run.info("[init] First KiloNeRF forward pass finished")
+        passed = True
         pruning.after_update(step + 1)
         if step + 1 in restarts:  # moments of another loss mislead the first steps of this one
             state.optimizer.state.clear()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from loom.device import choose_device
 from loom.evaluation.images import psnr_db
 
 from featdistill.cameras import Cameras
@@ -31,17 +32,19 @@ class Frame(NamedTuple):
 class Viewer:
     """A student and its teacher, ready to be looked at."""
 
-    def __init__(self, run: Path) -> None:
-        """Read both from a run.
+    def __init__(self, run: Path, device: str = "auto") -> None:
+        """Read both from a run; the student is drawn on a device, the teacher on the CPU.
 
         Raises:
-            UserError: There is no intact checkpoint, or neither the teacher nor its copy is there.
+            UserError: There is no intact checkpoint, neither the teacher nor its copy is there, or
+                no such device.
         """
+        chosen = choose_device(device)
         restored = restore_student(run)
-        self.student, self.step = restored.student, restored.step
         self.teacher = teacher_of(restored.config.data, restored.run)
         self.cameras = self.teacher.evaluation
-        self.target = self.student.box.mean(dim=0)
+        self.target = restored.student.box.mean(dim=0)
+        self.student, self.step = restored.student.to(chosen), restored.step
         self.start = orbit_of(self.cameras.centres[0], self.target)
         half = max(1, torch.get_num_threads() // 2)
         self._pool = ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(half,))
@@ -62,7 +65,7 @@ class Viewer:
         return Frame(np.concatenate([*pictures, error_map(*pictures)], axis=1), psnr_db(*pictures))
 
     def _student(self, camera: Cameras) -> np.ndarray:
-        return render_image(self.student, camera)[0].numpy()
+        return render_image(self.student, camera)[0].cpu().numpy()
 
     @torch.no_grad()
     def _teacher(self, camera: Cameras) -> np.ndarray:

@@ -78,8 +78,13 @@ class TrainConfig(Config):
     preset: PresetName = "tiny"
     mode: Mode = Field("initial_current", description="on which pictures the path is seen")
     fuse: Fuse = Field("overlay", description="overlay: approach A; concat6: approach B")
-    language: Literal["none", "task"] = Field(
-        "task", description="task: an embedding per task, where the store has more than one"
+    language: Literal["none", "task", "text"] = Field(
+        "task",
+        description="task: an embedding per task, where the store has more than one; text: an "
+        "instruction of the episode, through text_encoder",
+    )
+    text_encoder: Path | None = Field(
+        None, description="folder of a T5 (config.json, tokenizer.json, *.safetensors), kept frozen"
     )
     encoder_weights: Path | None = Field(
         None, description="R3M's r3m_18/model.pt; null: the encoder begins at random"
@@ -141,6 +146,14 @@ class TrainConfig(Config):
     def _weights_have_a_place(self) -> TrainConfig:
         if self.encoder_weights is not None and self.preset == "tiny":
             raise ValueError("preset tiny has no ResNet-18 for encoder_weights; spatial has one")
+        return self
+
+    @model_validator(mode="after")
+    def _text_has_an_encoder(self) -> TrainConfig:
+        if self.language == "text" and self.text_encoder is None:
+            raise ValueError("language text needs text_encoder, the local folder of a T5")
+        if self.language != "text" and self.text_encoder is not None:
+            raise ValueError(f"language {self.language} does not use text_encoder; text does")
         return self
 
     @model_validator(mode="after")

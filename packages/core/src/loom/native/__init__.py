@@ -43,6 +43,7 @@ __all__ = [
     "cores_for_kernels",
     "include_dir",
     "library",
+    "notice",
     "on_notice",
     "pointer",
     "stream",
@@ -58,6 +59,14 @@ _kernel_threads: int | None = None
 
 
 @dataclass(frozen=True)
+class CudaPart:
+    """The CUDA sources of a library and the flags that nvcc gets for them."""
+
+    sources: tuple[Path, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Library:
     """A loaded library: its functions by name, and the level it was compiled for."""
 
@@ -65,7 +74,7 @@ class Library:
     path: Path
     isa: str  # avx512, avx2, portable; cuda for the GPU part
     _handle: ctypes.CDLL = field(repr=False, compare=False)
-    _cuda_sources: tuple[Path, ...] = field(default=(), repr=False)
+    _gpu_part: CudaPart = field(default=CudaPart(), repr=False)
 
     def function(
         self, name: str, argtypes: Sequence[Any], restype: Any = None
@@ -86,14 +95,14 @@ class Library:
     @property
     def has_cuda(self) -> bool:
         """Whether there are CUDA sources, built or not."""
-        return bool(self._cuda_sources)
+        return bool(self._gpu_part.sources)
 
     @property
     def cuda(self) -> Library | Unavailable:
         """The library of the CUDA sources, compiled when it is first asked for."""
         if not self.has_cuda:
             return Unavailable(f"{self.name} has no CUDA kernel")
-        return _open_cuda(self.name, self._cuda_sources, architectures(), cache_dir())
+        return _open_cuda(self.name, self._gpu_part, architectures(), cache_dir())
 
 
 def include_dir() -> Path:
@@ -102,7 +111,12 @@ def include_dir() -> Path:
 
 
 def library(
-    name: str, *, sources: Sequence[Path], cuda: Sequence[Path] = (), flags: Sequence[str] = ()
+    name: str,
+    *,
+    sources: Sequence[Path],
+    cuda: Sequence[Path] = (),
+    flags: Sequence[str] = (),
+    cuda_flags: Sequence[str] = (),
 ) -> Library | Unavailable:
     """Compile `sources` for this processor, or take them from the cache, and load the result.
 
@@ -113,16 +127,18 @@ def library(
         sources: C++ files.
         cuda: `.cu` files with `extern "C"` launchers that take a stream; see `Library.cuda`.
         flags: Added to the C++ compiler flags.
+        cuda_flags: Added to the flags of nvcc.
     """
     level = chosen_level()
-    return _open(name, tuple(sources), tuple(cuda), tuple(flags), level, cache_dir())
+    gpu_part = CudaPart(tuple(cuda), tuple(cuda_flags))
+    return _open(name, tuple(sources), gpu_part, tuple(flags), level, cache_dir())
 
 
 @functools.lru_cache(maxsize=256)
 def _open(
     name: str,
     sources: tuple[Path, ...],
-    cuda: tuple[Path, ...],
+    gpu_part: CudaPart,
     flags: tuple[str, ...],
     isa: str,
     cache: Path,
@@ -133,25 +149,27 @@ def _open(
     include = f"-I{INCLUDE_DIR}"
     command = (str(compiler.path), *CXX_FLAGS, *LEVELS[isa].compiler_flags, include, *flags)
     recipe = Recipe(name, isa, sources, command, f"{compiler.version} {compiler.target}")
-    return _load(recipe, cache, cpu_levels(), cuda)
+    return _load(recipe, cache, cpu_levels(), gpu_part)
 
 
 @functools.lru_cache(maxsize=256)
 def _open_cuda(
-    name: str, sources: tuple[Path, ...], archs: tuple[str, ...], cache: Path
+    name: str, part: CudaPart, archs: tuple[str, ...], cache: Path
 ) -> Library | Unavailable:
     compiler, toolkit = find_compiler(), find_cuda()
     if isinstance(compiler, Unavailable):
         return compiler
     if isinstance(toolkit, Unavailable):
         return toolkit
-    command = (*nvcc_command(toolkit, compiler.path, archs), f"-I{INCLUDE_DIR}")
-    recipe = Recipe(name, "cuda", sources, command, f"nvcc {toolkit.version}, {compiler.version}")
-    return _load(recipe, cache, ("cuda",), ())
+    command = (*nvcc_command(toolkit, compiler.path, archs), f"-I{INCLUDE_DIR}", *part.flags)
+    recipe = Recipe(
+        name, "cuda", part.sources, command, f"nvcc {toolkit.version}, {compiler.version}"
+    )
+    return _load(recipe, cache, ("cuda",), CudaPart())
 
 
 def _load(
-    recipe: Recipe, cache: Path, levels: tuple[str, ...], cuda: tuple[Path, ...]
+    recipe: Recipe, cache: Path, levels: tuple[str, ...], gpu_part: CudaPart
 ) -> Library | Unavailable:
     built = build_library(recipe, cache, levels)
     if isinstance(built, Unavailable):
@@ -160,7 +178,7 @@ def _load(
         handle = ctypes.CDLL(str(built.path))
     except OSError as error:
         return Unavailable(f"{built.path} cannot be loaded: {error}")
-    return Library(recipe.name, built.path, built.isa, handle, cuda)
+    return Library(recipe.name, built.path, built.isa, handle, gpu_part)
 
 
 def pointer(
@@ -233,12 +251,12 @@ def choose(impl: str, library: Library | Unavailable, device: torch.device | str
     kind = (device if isinstance(device, str) else device.type).partition(":")[0]
     found = _for_device(library, kind)
     if isinstance(found, Library) and impl in ("auto", kind):
-        _say(f"{found.name}: {kind} kernel ({found.isa})")
+        notice(f"{found.name}: {kind} kernel ({found.isa})")
         return kind
     reason = found.reason if isinstance(found, Unavailable) else f"the tensors are on {kind}"
     if impl != "auto":
         raise UserError(f"impl={impl} is not available: {reason}", hint="use impl=auto")
-    _say(f"a torch twin runs in place of the {kind} kernel: {reason}", logging.WARNING)
+    notice(f"a torch twin runs in place of the {kind} kernel: {reason}", logging.WARNING)
     return "torch"
 
 
@@ -249,14 +267,14 @@ def _for_device(library: Library | Unavailable, kind: str) -> Library | Unavaila
 
 
 def on_notice(listener: Callable[[str], None] | None) -> Callable[[str], None] | None:
-    """Send the lines of `choose` to `listener` as well as to the log; return the previous one."""
+    """Send the lines of `notice` to `listener` as well as to the log; return the previous one."""
     global _listener
     previous, _listener = _listener, listener
     return previous
 
 
-def _say(message: str, level: int = logging.INFO) -> None:
-    """Say `message` the first time that it comes up in this process."""
+def notice(message: str, level: int = logging.INFO) -> None:
+    """Say `message` the first time that it comes up in this process, to the log and `on_notice`."""
     if message in _said:
         return
     _said.add(message)

@@ -6,14 +6,9 @@
 #include <cstring>
 #include <vector>
 
+#include "kilo_both.h"
 #include "loom/parallel.h"
 #include "loom/simd.h"
-
-#if defined(__GNUC__) && !defined(__clang__)
-#define KILO_UNROLL _Pragma("GCC unroll 16")
-#else
-#define KILO_UNROLL _Pragma("unroll")
-#endif
 
 namespace kilo {
 
@@ -22,33 +17,12 @@ using loom::vf;
 constexpr int kWidth = vf::width;
 constexpr int kChunk = 32;            // samples of one cell that are evaluated together
 constexpr int kFeatures = 128;        // outputs of the training head
-constexpr float kRawLimit = 30.0f;    // raw densities are clamped to +-this
 constexpr float kLive = 1e-3f;        // no gradient behind a lower transmittance
 // Register tile of a dense layer: kPoints rows of `columns` outputs. 8 x 2 (or 8 x 3) accumulators
 // fill the 32 registers of AVX-512; the others have 16.
 constexpr int kPoints = kWidth == 16 ? 8 : 4;
 template <int Columns>
 constexpr int kTile = kWidth == 16 && Columns % 48 == 0 ? 3 : 2;
-
-// Offsets of the blocks of a cell's row of weights: NetworkShape.block_shapes in kilo_layout.py.
-struct Shape {
-  int hidden, position_frequencies, direction_frequencies;
-  int position_inputs() const { return 3 + 6 * position_frequencies; }
-  int direction_inputs() const { return 3 + 6 * direction_frequencies; }
-  int position_bias() const { return position_inputs() * hidden; }
-  int trunk() const { return position_bias() + hidden; }
-  int trunk_bias() const { return trunk() + hidden * hidden; }
-  int density() const { return trunk_bias() + hidden; }
-  int feature() const { return density() + hidden; }
-  int feature_bias() const { return feature() + hidden * hidden; }
-  int colour_hidden() const { return feature_bias() + hidden; }
-  int colour_direction() const { return colour_hidden() + hidden * hidden; }
-  int colour_hidden_bias() const { return colour_direction() + direction_inputs() * hidden; }
-  int colour() const { return colour_hidden_bias() + hidden; }
-  int output_bias() const { return colour() + 3 * hidden; }
-  int parameters() const { return output_bias() + 16; }
-  int head_parameters() const { return (hidden + 1) * kFeatures; }
-};
 
 // Brings the weights of the next cell into the cache, a few lines between layers: a cell's samples
 // last a few microseconds, as long as its row takes to arrive. With 2,000 cells of 70 samples this
@@ -190,34 +164,8 @@ float dot(const float* a, const float* b) {
   return sum(total);
 }
 
-// sin and cos, absolute error below 3e-7 for |x| <= 1024: reduction by pi in three parts, then
-// Taylor polynomials on [-pi/2, pi/2].
-inline void sine_cosine(vf x, vf& sine, vf& cosine) {
-  const vf n = round(x * vf(0.318309886183790672f));
-  vf r = fnma(n, vf(3.140625f), x);
-  r = fnma(n, vf(9.67502593994140625e-4f), r);
-  r = fnma(n, vf(1.509957990978376432e-7f), r);
-  const vf half = n - vf(2.0f) * round(n * vf(0.5f));  // 0 for even n, +-1 for odd n
-  const vf sign = fnma(vf(2.0f) * half, half, vf(1.0f));
-  const vf q = r * r;
-  vf s = vf(-2.5052108e-8f);
-  s = fma(s, q, vf(2.7557319e-6f));
-  s = fma(s, q, vf(-1.9841270e-4f));
-  s = fma(s, q, vf(8.3333333e-3f));
-  s = fma(s, q, vf(-1.6666667e-1f));
-  sine = sign * fma(s * q, r, r);
-  vf c = vf(2.0876757e-9f);
-  c = fma(c, q, vf(-2.7557319e-7f));
-  c = fma(c, q, vf(2.4801587e-5f));
-  c = fma(c, q, vf(-1.3888889e-3f));
-  c = fma(c, q, vf(4.1666667e-2f));
-  c = fma(c, q, vf(-0.5f));
-  cosine = sign * fma(c, q, vf(1.0f));
-}
-
 // Encodes the first `lanes` columns of rows 0..2 into rows 3..: for octave k, three rows of
-// sin(2^k x) and three of cos(2^k x). Octaves double the angle, which doubles the error, so every
-// fourth one is computed afresh.
+// sin(2^k x) and three of cos(2^k x).
 inline void encode(float* rows, int frequencies, int lanes) {
   for (int p = 0; p < lanes; p += kWidth) {
     for (int axis = 0; axis < 3; ++axis) {
@@ -226,14 +174,7 @@ inline void encode(float* rows, int frequencies, int lanes) {
       vf sine, cosine;
       float scale = 1.0f;
       for (int k = 0; k < frequencies; ++k, scale *= 2.0f) {
-        if (k % 4 == 0) {
-          sine_cosine(x * vf(scale), sine, cosine);
-        } else {
-          const vf twice = sine + sine;
-          const vf doubled = twice * cosine;       // sin 2a = 2 sin a cos a
-          cosine = fnma(twice, sine, vf(1.0f));    // cos 2a = 1 - 2 sin^2 a
-          sine = doubled;
-        }
+        octave(x, k, scale, sine, cosine);
         sine.store(column + (3 + 6 * k) * kChunk);
         cosine.store(column + (6 + 6 * k) * kChunk);
       }

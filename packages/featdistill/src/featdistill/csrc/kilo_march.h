@@ -1,9 +1,6 @@
 // Marching: where along a ray the samples lie, and which voxel and cell each falls into. The same
 // float operations in the same order as the torch twin (no contraction), hence the same samples.
 #pragma once
-#include <cmath>
-#include <limits>
-
 #include "kilo.h"
 
 namespace kilo {
@@ -18,75 +15,25 @@ typedef int32_t ints __attribute__((vector_size(4 * kAhead)));
 
 constexpr int32_t kEnded = std::numeric_limits<int32_t>::max();  // a ray behind the box
 
-// A student's box: x, y, z in the first three lanes.
-struct Volume {
-  float4 low, high;
-  float4 voxels_per_unit, cells_per_unit;
-  float4 last_voxel, last_cell;
-  int32_t voxels[3], cells[3];
-  const uint8_t* distance;    // Chebyshev distance in voxels to the next filled one
-  const int32_t* cell_index;  // -1: no network
-  float step;
-
-  Volume(const float* box, const int32_t* voxel_shape, const uint8_t* distance_,
-         const int32_t* cell_shape, const int32_t* cell_index_, float step_)
-      : low{box[0], box[1], box[2], 0.0f}, high{box[3], box[4], box[5], 1.0f},
-        distance(distance_), cell_index(cell_index_), step(step_) {
-    for (int a = 0; a < 3; ++a) {
-      voxels[a] = voxel_shape[a];
-      cells[a] = cell_shape[a];
-      voxels_per_unit[a] = static_cast<float>(voxels[a]) / (high[a] - low[a]);
-      cells_per_unit[a] = static_cast<float>(cells[a]) / (high[a] - low[a]);
-      last_voxel[a] = static_cast<float>(voxels[a] - 1);
-      last_cell[a] = static_cast<float>(cells[a] - 1);
-    }
-    voxels_per_unit[3] = cells_per_unit[3] = last_voxel[3] = last_cell[3] = 0.0f;
-  }
-};
-
-struct Sample {
-  float distance;
-  int32_t cell, voxel;
-  float local[3];
-};
-
 template <class Vector>
 Vector clamp(Vector x, Vector low, Vector high) {
   x = x < low ? low : x;
   return x > high ? high : x;
 }
 
-// A ray between the two distances at which it meets the box; `next` counts candidate samples.
+inline float4 lanes(const float* four) {
+  float4 v;
+  std::memcpy(&v, four, sizeof v);
+  return v;
+}
+
+// A ray inside the box; `next` counts its candidate samples.
 class Ray {
  public:
   Ray(const Volume& volume, const float* origin, const float* direction, float jitter)
       : origin_{origin[0], origin[1], origin[2], 0.0f},
-        direction_{direction[0], direction[1], direction[2], 0.0f}, jitter_(jitter) {
-    float near = -std::numeric_limits<float>::infinity();
-    float far = std::numeric_limits<float>::infinity();
-    bool miss = true;
-    for (int a = 0; a < 3; ++a) {
-      if (!(std::fabs(direction[a]) < 1e-9f)) {
-        miss = false;
-        const float inverse = 1.0f / direction[a];
-        const float first = (volume.low[a] - origin[a]) * inverse;
-        const float second = (volume.high[a] - origin[a]) * inverse;
-        near = std::max(near, std::min(first, second));
-        far = std::min(far, std::max(first, second));
-      }
-    }
-    for (int a = 0; a < 3; ++a) {
-      const bool outside = origin[a] < volume.low[a] || origin[a] > volume.high[a];
-      if (std::fabs(direction[a]) < 1e-9f && outside) miss = true;
-    }
-    near_ = std::max(near, 0.0f);
-    far_ = miss || !std::isfinite(far) ? 0.0f : far;
-    float fastest = 0.0f;  // voxels per step along the axis that changes most
-    for (int a = 0; a < 3; ++a) {
-      fastest = std::max(fastest, std::fabs(direction[a]) * volume.voxels_per_unit[a]);
-    }
-    steps_per_voxel_ = 1.0f / std::max(fastest * volume.step, 1e-6f);
-  }
+        direction_{direction[0], direction[1], direction[2], 0.0f}, jitter_(jitter),
+        span_(volume, origin, direction) {}
 
   // Moves kAhead rays together from the candidates next[0 .. kAhead) to the first ones in filled
   // voxels, or to kEnded. Most of a picture's rays meet nothing, and neighbours take about as many
@@ -98,10 +45,10 @@ class Ray {
         origin[a][k] = rays[k]->origin_[a];
         direction[a][k] = rays[k]->direction_[a];
       }
-      near[k] = rays[k]->near_;
-      far[k] = rays[k]->far_;
+      near[k] = rays[k]->span_.near;
+      far[k] = rays[k]->span_.far;
       jitter[k] = rays[k]->jitter_;
-      steps_per_voxel[k] = rays[k]->steps_per_voxel_;
+      steps_per_voxel[k] = rays[k]->span_.steps_per_voxel;
     }
     const floats zero = {};
     ints at, empty, inside_box;
@@ -133,14 +80,14 @@ class Ray {
   int advance(const Volume& volume, int32_t& next, int wanted, Sample* found) const {
     int count = 0;
     while (count < wanted) {
-      const float distance = near_ + (static_cast<float>(next) + jitter_) * volume.step;
-      if (!(distance < far_)) {
+      const float distance = span_.near + (static_cast<float>(next) + jitter_) * volume.step;
+      if (!(distance < span_.far)) {
         next = kEnded;
         break;
       }
       const int empty = volume.distance[voxel_at(volume, distance)];
       if (empty > 0) {
-        next += 1 + to_skip(empty);
+        next += 1 + span_.to_skip(empty);
       } else {
         count += look_ahead(volume, next, wanted - count, found + count);
         if (next == kEnded) break;
@@ -150,16 +97,11 @@ class Ray {
   }
 
  private:
-  // Every voxel nearer than `empty` is empty, so moving by empty - 1 of them stays outside.
-  int32_t to_skip(int empty) const {
-    return static_cast<int32_t>((empty - 1) * steps_per_voxel_ * 0.999f);
-  }
-
   int32_t voxel_at(const Volume& volume, float distance) const {
     const float4 zero{0.0f, 0.0f, 0.0f, 0.0f};
-    const float4 inside = origin_ + distance * direction_ - volume.low;
+    const float4 inside = origin_ + distance * direction_ - lanes(volume.low);
     const int4 v = __builtin_convertvector(
-        clamp(inside * volume.voxels_per_unit, zero, volume.last_voxel), int4);
+        clamp(inside * lanes(volume.voxels_per_unit), zero, lanes(volume.last_voxel)), int4);
     return (v[0] * volume.voxels[1] + v[1]) * volume.voxels[2] + v[2];
   }
 
@@ -167,7 +109,7 @@ class Ray {
   int look_ahead(const Volume& volume, int32_t& next, int wanted, Sample* found) const {
     const ints steps = ints{0, 1, 2, 3, 4, 5, 6, 7} + next;
     const floats distance =
-        near_ + (__builtin_convertvector(steps, floats) + jitter_) * volume.step;
+        span_.near + (__builtin_convertvector(steps, floats) + jitter_) * volume.step;
     const floats zero = {}, one = zero + 1.0f;
     ints voxel = {}, cell = {};
     floats local[3];
@@ -184,13 +126,13 @@ class Ray {
     }
     int count = 0;
     for (int k = 0; k < kAhead; ++k) {
-      if (!(distance[k] < far_)) {
+      if (!(distance[k] < span_.far)) {
         next = kEnded;
         return count;
       }
       const int empty = volume.distance[voxel[k]];
       if (empty > 1) {
-        next += k + 1 + to_skip(empty);
+        next += k + 1 + span_.to_skip(empty);
         return count;
       }
       const int32_t network = empty > 0 ? -1 : volume.cell_index[cell[k]];
@@ -206,7 +148,8 @@ class Ray {
   }
 
   float4 origin_, direction_;
-  float jitter_, near_, far_, steps_per_voxel_;
+  float jitter_;
+  Span span_;
 };
 
 }  // namespace kilo

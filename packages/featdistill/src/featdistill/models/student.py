@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
+from loom import native
 from torch import Tensor, nn
 
 from featdistill.cameras import Cameras, Rays
-from featdistill.models import kilo, kilo_torch, occupancy
+from featdistill.models import kilo, kilo_cuda, kilo_torch, occupancy
 from featdistill.models.kilo_layout import NetworkShape, RayOutputs, Volume
 from featdistill.student_config import StudentConfig
 
@@ -256,19 +257,25 @@ def render_image(
         stop_transmittance: A ray ends where less light than this passes; the rest of it counts as
             transmitted.
         chunk: Rays at a time, which bounds the memory; None is the whole view for the kernel and
-            8,192 for its twin.
-        impl: "auto", "cpu" or "torch".
+            8,192 for its twin. A CUDA kernel has no use for it.
+        impl: "auto", "cpu", "cuda" or "torch".
         precision: "auto" lets the kernel multiply in bfloat16 where the processor can, with sums in
             float32: twice the products per instruction, and colours that move by up to 2/255.
 
     Returns:
-        Premultiplied RGBA [h, w, 4] and depth [h, w], the sum of w_k t_k along a ray.
+        Premultiplied RGBA [h, w, 4] and depth [h, w], the sum of w_k t_k along a ray, on the
+        student's device.
     """
     if len(camera) != 1:
         raise ValueError(f"render_image takes one view, not {len(camera)}")
-    rays = camera.image_rays(0)
+    device = student.weights.device
+    if device.type == "cuda":
+        impl = kilo_cuda.choose(impl, student.shape, device)
+        if impl == "cuda":
+            return picture_kernel(student).draw(camera, stop_transmittance)
+    rays = Rays(*(part.to(device) for part in camera.image_rays(0)))
     size = (camera.height, camera.width)
-    fast = kilo.available(impl, student.weights.device)
+    fast = kilo.available(impl, device)
     with torch.no_grad():
         parts = []
         for o, d in _blocks(rays, chunk or (len(rays.origins) if fast else TWIN_CHUNK)):
@@ -288,6 +295,14 @@ def render_image(
             parts.append(part)
     rgba, depth = (torch.cat(column) for column in zip(*parts, strict=True))
     return rgba.reshape(*size, 4), depth.reshape(size)
+
+
+def picture_kernel(student: Student) -> kilo_cuda.PictureKernel:
+    """Return what draws many pictures of a student on a CUDA device, as its weights are now."""
+    found = kilo_cuda.kernel()
+    if isinstance(found, native.Unavailable):
+        raise RuntimeError(found.reason)
+    return kilo_cuda.PictureKernel(found, student.weights, student.shape, student.volume)
 
 
 def _blocks(rays: Rays, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
