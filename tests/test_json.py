@@ -23,7 +23,7 @@ WITHOUT = {
     "end2race": {
         MAKES_A_RUN: ("demo", "train-student", "train-teacher"),
         MAKES_FILES: (
-            *("cache convert", "export-cache", "memory build", "sim-collect"),
+            *("cache convert", "export-cache", "export-shards", "memory build", "sim-collect"),
             *("import bag", "import f1tenth-csv", "import kitti-bin", "import morai"),
             "import pcd",
         ),

@@ -135,7 +135,8 @@ MANIFLOW = Chain(
         step(
             "torchrun --nproc-per-node 2 -m maniflow_overlay train --store STORE --preset parity "
             "num_epochs=501 --run-dir run2",
-            plus=_POLICY,
+            run="torchrun --nproc-per-node 2 -m maniflow_overlay train --store STORE --preset tiny "
+            "num_epochs=1 --batch-size 4 log_every=1 --run-dir run2",
         ),
         step(
             "torchrun --standalone --nproc-per-node=2 -m maniflow_overlay train --store STORE "

@@ -145,6 +145,9 @@ def test_settings_have_the_notes_values_where_the_notes_have_them():
     assert config.size.horizon == 16
     assert config.total_steps(17_057) == 501 * 267
     assert config.learning_rate(501 * 267).warmup == 500
+    assert list(config.notices()) == []
+    both = resolve(TrainConfig, None, ["num_epochs=501"], flags={"steps": 2})
+    assert both.notices == ("num_epochs 501 decides the length: steps 2 is not used",)
     with pytest.raises(UserError, match="was removed"):
         resolve(TrainConfig, None, ["persistent_workers=false"])
 

@@ -169,6 +169,9 @@ class TrainConfig(Config):
         """Say what is legal and probably unwanted."""
         if self.mode == "none" and self.fuse == "concat6":
             yield "mode none shows no path: fuse concat6 changes nothing"
+        asked = self.steps != type(self).model_fields["steps"].default
+        if self.num_epochs is not None and asked:
+            yield f"num_epochs {self.num_epochs} decides the length: steps {self.steps} is not used"
 
     def schedules(self) -> Mapping[str, Schedule]:
         """Return the learning rate, where its length does not depend on the data."""
