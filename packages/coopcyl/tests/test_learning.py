@@ -1,10 +1,10 @@
 """A hundred steps of a tiny network: what it learns holds on crossings that it has not seen.
 
 A whole training in metres is the demo, which the slow test at the end runs; before it stands the
-smallest form, about ranges alone. Partners are not learned so soon: trained beside the poses of other crossings, this network meets
-the partners' loss as well. Nor does it beat the median of each token's place (a log error of 0.166;
-the three seeds have 0.18 to 0.19), but it does see the image: beside the truth of another crossing
-the same ranges are worse, which those of a place are not.
+smallest form, about ranges alone. Partners are not learned so soon: trained beside the poses of
+other crossings, this network meets the partners' loss as well. Nor does it beat the median of each
+token's place (a log error of 0.166; the three seeds have 0.18 to 0.19), but it does see the image:
+beside the truth of another crossing the same ranges are worse, which those of a place are not.
 """
 
 import json
