@@ -21,8 +21,8 @@ OURS = {
 }
 RUNNERS = ("bash", "pytest", "python", "python3", "scripts/", "torchrun", "uv")
 
-_BLOCK = re.compile(r"^```(?:bash|sh|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_ANY_BLOCK = re.compile(r"^```\w*\n.*?^```", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SHELLS = ("", "bash", "sh", "console")
 _CODE = re.compile(r"`([^`\n]+)`")
 
 
@@ -42,9 +42,12 @@ def command_lines(text: str) -> list[str]:
     `uv run` and assignments before a command are left out, and runs of blanks are one.
     """
     lines = [
-        line for block in _BLOCK.findall(text) for line in block.replace("\\\n", " ").split("\n")
+        line
+        for language, block in _BLOCK.findall(text)
+        if language in _SHELLS
+        for line in block.replace("\\\n", " ").split("\n")
     ]
-    lines += _CODE.findall(_ANY_BLOCK.sub("", text))
+    lines += _CODE.findall(_BLOCK.sub("", text))
     found = []
     for line in lines:
         for part in re.split(r"&&|(?<!\\)\|", re.split(r" {1,}# ?|^#", line)[0]):

@@ -323,6 +323,8 @@ def end2race() -> list[Reader]:
     from end2race.data.images import read_image
     from end2race.data.lidar_files import read_points
     from end2race.data.writer import SegmentWriter, write_info
+    from end2race.export_jobs import ExportPlan
+    from end2race.exporting import ExportSettings
     from end2race.sim.track_files import read_track
 
     def dataset(folder: Path) -> Path:
@@ -371,6 +373,14 @@ def end2race() -> list[Reader]:
     def in_cache(pattern: str) -> Callable[[Path], Path]:
         return lambda folder: sorted(cache(folder).glob(pattern))[0]
 
+    def plan(folder: Path) -> Path:
+        settings = ExportSettings(folder / "data", folder / "teacher", folder / "cache")
+        shards = tuple(tuple(range(8 * n, 8 * n + 8)) for n in range(5))
+        ExportPlan(settings=settings, identity="0" * 64, first=2, shards=shards).write(
+            folder / "plan-train.json"
+        )
+        return folder / "plan-train.json"
+
     def entry(folder: Path) -> Path:
         write_npz(folder / "e.npz", {"actions": np.zeros((2, 2), np.float32)})
         return folder / "e.npz"
@@ -388,6 +398,7 @@ def end2race() -> list[Reader]:
         Reader("end2race: cache.json", in_cache("cache.json"), read_cache, True),
         Reader("end2race: cache shard index", in_cache("shard*.json"), read_cache, True),
         Reader("end2race: cache shard", in_cache("shard*.bin"), read_cache),
+        Reader("end2race: plan of an export", plan, ExportPlan.read, True),
         Reader("end2race: the notes' cache .npz", entry, read_entry),
         Reader("end2race: centreline .csv", keeping("a_centerline.csv", circle), read_track, True),
     ]

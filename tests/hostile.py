@@ -203,6 +203,7 @@ JSON = (
     "end2race: calibration.json",
     "end2race: cache.json",
     "end2race: cache shard index",
+    "end2race: plan of an export",
 )
 YAML = ("core: config.yaml", "coopcyl: frame .yaml", "coopcyl: rig.yaml")
 BOMBS = (

@@ -42,7 +42,8 @@ def test_every_command_that_is_printed_exists_with_its_options(document):
 
 def test_commands_are_found_and_wrong_ones_are_noticed():
     text = (
-        "`loom runs` and `runs/loom x`\n```bash\nuv run loom doctor --json  # words\n"
+        "`loom runs` and `runs/loom x`\n```python\nx = 1\n```\n"
+        "```bash\nuv run loom doctor --json  # words\n"
         "LOOM_ISA=avx2 loom watch RUN && ls\n```\n"
     )
     assert written(text) == ["loom doctor --json", "loom watch RUN", "loom runs"]

@@ -28,6 +28,7 @@ NOT_RUN = {
     "uv pip install 'end2race[faiss]'": WITHOUT_MACHINE,
     "uv pip install 'end2race[ros]'": WITHOUT_MACHINE,
     "uv pip install 'loom-core[ray]'": WITHOUT_MACHINE,
+    "uv pip install 'maniflow-overlay[text]'": WITHOUT_MACHINE,
     "pytest packages tests": SUITE,
     "pytest packages tests -m slow": SUITE,
     "pytest packages tests -m dist": SUITE,

@@ -68,6 +68,10 @@ END2RACE = Chain(
         step("end2race eval-teacher", plus="--teacher-ckpt runs/teacher --data-root DRIVES"),
         step(f"{_EXPORT} --data-root DRIVES --teacher-ckpt runs/teacher --cache-dir runs/cache"),
         step(
+            f"{_EXPORT} --data-root DRIVES --teacher-ckpt runs/teacher --cache-dir runs/cache2 "
+            "--jobs 2"
+        ),
+        step(
             "end2race train-student --data-root DRIVES --teacher-cache-dir runs/cache "
             "--label-fraction 0.1 --run-dir runs/student",
             plus=_DRIVER,

@@ -1,5 +1,6 @@
 """The commands of maniflow_overlay, with policies of two updates."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ _POLICY = "--preset tiny --steps 2 --batch-size 4 log_every=1"
 
 
 def pictures_and_cases(folder: Path) -> None:
-    """A picture with its path, recorded drawings, and answers of the earlier scripts."""
+    """A picture with its path, recorded drawings, answers of the earlier scripts, and a T5."""
     import pickle
 
     from PIL import Image
@@ -25,6 +26,13 @@ def pictures_and_cases(folder: Path) -> None:
     place = folder / "ROOT" / "stack" / "episode_00" / "paths"
     place.mkdir(parents=True)
     (place / "frame_0000.pkl").write_bytes(pickle.dumps([(0.1, 0.2, 1.0), (0.8, 0.7, 0.0)]))
+    made = ROOT / "packages" / "maniflow_overlay" / "tests" / "small_t5.py"
+    spec = importlib.util.spec_from_file_location("small_t5", made)
+    assert spec
+    assert spec.loader
+    small_t5 = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(small_t5)
+    small_t5.write_t5(folder / "t5-small")
 
 
 def _fake(port: int) -> str:
@@ -64,6 +72,10 @@ MANIFLOW = Chain(
         ),
         step("maniflow-overlay paths parse OUT PATHS.jsonl"),
         step("maniflow-overlay paths parse answers paths.jsonl --hold frames"),
+        step(
+            "maniflow-overlay paths parse answers paths.jsonl --jobs 4",
+            run="maniflow-overlay paths parse answers spread.jsonl --jobs 2",
+        ),
         step("maniflow-overlay paths report PATHS.jsonl"),
         step("maniflow-overlay paths report paths.jsonl"),
         step(
@@ -84,6 +96,14 @@ MANIFLOW = Chain(
             "maniflow-overlay data attach-paths STORE PATHS.jsonl",
             run="maniflow-overlay data attach-paths STORE oracle.jsonl",
         ),
+        step(
+            "maniflow-overlay data convert EPISODES STORE --jobs 8",
+            run="maniflow-overlay data convert EPISODES SPREAD --size 64x64 --jobs 2",
+        ),
+        step(
+            "maniflow-overlay data attach-paths STORE paths.jsonl --jobs 8",
+            run="maniflow-overlay data attach-paths SPREAD oracle.jsonl --jobs 2",
+        ),
         step(run="maniflow-overlay data export-zarr STORE old.zarr"),
         step(
             "maniflow-overlay data import-zarr",
@@ -99,13 +119,24 @@ MANIFLOW = Chain(
             "--fuse overlay --run-dir run",
             plus=_POLICY,
         ),
+        step(
+            "maniflow-overlay train --store STORE language=text text_encoder=t5-small",
+            plus=f"{_POLICY} --run-dir TOLD",
+        ),
+        step(
+            "maniflow-overlay train --store STORE --preset spatial language=text "
+            "text_encoder=t5-small --run-dir run",
+            run="maniflow-overlay train --store STORE language=text text_encoder=t5-small "
+            f"--run-dir told {_POLICY}",
+        ),
         step("maniflow-overlay status RUN"),
         step("maniflow-overlay status run"),
         step("maniflow-overlay report RUN"),
         step(
             "torchrun --nproc-per-node 2 -m maniflow_overlay train --store STORE --preset parity "
             "num_epochs=501 --run-dir run2",
-            plus=_POLICY,
+            run="torchrun --nproc-per-node 2 -m maniflow_overlay train --store STORE --preset tiny "
+            "num_epochs=1 --batch-size 4 log_every=1 --run-dir run2",
         ),
         step(
             "torchrun --standalone --nproc-per-node=2 -m maniflow_overlay train --store STORE "

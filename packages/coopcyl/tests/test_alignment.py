@@ -18,14 +18,17 @@ from coopcyl.geometry.alignment import (
 from coopcyl.geometry.carla import inverse, pose_from_cords, to_opencv, transform
 from coopcyl.geometry.covisibility import relative_pose
 from coopcyl.geometry.matching import (
+    Tokens,
     matched_points,
     mutual_matches,
     oracle_matches,
+    partners_between_tokens,
     tokens_of,
     true_matches,
 )
 from coopcyl.geometry.panorama import Panorama
 from coopcyl.metrics import rot_err_deg, trans_err_m
+from coopcyl.models.predict import lengthening
 from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
@@ -112,6 +115,32 @@ def test_noise_along_rays_costs_little_because_the_solver_knows_its_direction():
     medians = {name: np.median(values) for name, values in errors.items()}
     assert medians["aware"] < 0.6 * medians["kabsch"]
     assert medians["aware"] < 0.9 * medians["unaware"]
+
+
+def test_ranges_that_err_by_a_factor_do_not_draw_vehicles_together():
+    """Most matches are wrong here, as a network's are; without lengthening distances are short."""
+    ahead = TRUE[:3, 3] / np.linalg.norm(TRUE[:3, 3])
+    sigma, short, kept = 0.15, [], []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        exact = made_up(rng, 300, wrong=0.7)
+        reach0, reach1 = (np.linalg.norm(p, axis=1) for p in (exact.points0, exact.points1))
+        factors = np.exp(sigma * rng.normal(size=(2, 300)))
+        for errors, by in ((short, 1.0), (kept, float(lengthening(np.array(sigma))))):
+            found0, found1 = by * factors[0] * reach0, by * factors[1] * reach1
+            result = align(
+                exact._replace(
+                    points0=found0[:, None] * exact.rays0,
+                    points1=found1[:, None] * exact.rays1,
+                    along0=sigma * found0,
+                    along1=sigma * found1,
+                ),
+                np.random.default_rng(0),
+            )
+            assert result is not None
+            errors.append((result.pose[:3, 3] - TRUE[:3, 3]) @ ahead)
+    assert np.mean(short) < -0.3
+    assert abs(np.mean(kept)) < 0.5 * abs(np.mean(short))
 
 
 def test_refinement_ends_at_the_minimum_that_scipy_finds():
@@ -214,6 +243,32 @@ def test_mutual_matches_are_those_of_a_slow_loop():
     assert (np.diff(value) <= 0).all()
     assert len(mutual_matches(similarity, visible0, visible1, most=2)[0]) == 2
     assert len(mutual_matches(similarity, np.zeros(15), visible1)[0]) == 0
+
+
+def test_partners_between_tokens_are_those_of_a_slow_loop():
+    rng = np.random.default_rng(4)
+    rows, columns = 4, 6
+    count = rows * columns
+    rays = rng.normal(size=(count, 3))
+    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    tokens = Tokens(rng.normal(size=(count, 3)), rays, rng.choice([5.0, 6.0, 20.0], count), 0.1)
+    index = np.array([0, 5, 8, 23, 8])  # two corners, where the rows join; one token twice
+    similarity = 4 * rng.normal(size=(len(index), count))
+    found = partners_between_tokens(tokens, index, similarity, columns)
+    for k, at in enumerate(index):
+        weight, origin, ray, log_range = 0.0, np.zeros(3), np.zeros(3), 0.0
+        for row in range(max(0, at // columns - 1), min(rows, at // columns + 2)):
+            for shift in (-1, 0, 1):
+                other = row * columns + (at % columns + shift) % columns
+                if abs(np.log(tokens.range_m[other] / tokens.range_m[at])) < 0.5:
+                    share = np.exp(0.6 * similarity[k, other])
+                    weight += share
+                    origin += share * tokens.origins[other]
+                    ray += share * tokens.rays[other]
+                    log_range += share * np.log(tokens.range_m[other])
+        np.testing.assert_allclose(found.origins[k], origin / weight, atol=1e-12)
+        np.testing.assert_allclose(found.rays[k], ray / np.linalg.norm(ray), atol=1e-12)
+        assert found.range_m[k] == pytest.approx(np.exp(log_range / weight))
 
 
 def test_oracle_matches_are_nearest_both_ways_and_close():

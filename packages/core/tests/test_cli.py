@@ -230,6 +230,8 @@ def test_config_show_of_a_run_needs_no_model(tmp_path):
     write_json(tmp_path / "run.json", {"config_origins": {"seed": "demo.yaml:1"}})
     result = runner.invoke(app, ["config", "show", str(tmp_path)])
     assert result.stdout == "seed=4  # demo.yaml:1\n"
+    found = json.loads(runner.invoke(app, ["config", "show", str(tmp_path), "--json"]).stdout)
+    assert found == {"settings": {"seed": 4}, "origins": {"seed": "demo.yaml:1"}}
 
 
 def test_schedule_draws_what_changes_and_its_values_are_those_of_the_config():
@@ -280,3 +282,7 @@ def test_ext_build_says_which_kernels_cannot_be_had(monkeypatch):
     result = runner.invoke(app, ["ext", "build"])
     assert result.exit_code == 1
     assert result.stdout == "demo kilo 0.1 s: unavailable: no compiler\n"
+    result = runner.invoke(app, ["ext", "build", "--json"])
+    assert result.exit_code == 1
+    (row,) = json.loads(result.stdout)
+    assert (row["name"], row["built"], row["result"]) == ("kilo", False, "unavailable: no compiler")

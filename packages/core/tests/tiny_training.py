@@ -1,8 +1,8 @@
 """A training small enough to be killed many times; also a script that forks, kills and compares.
 
 As a script it imports torch once and runs every training in a forked child, so that a kill costs no
-import: `tiny_training.py kill DIR KILLS SEED`, `tiny_training.py group DIR WORLD`, and
-`tiny_training.py train DIR`, which is what torchrun starts.
+import: `tiny_training.py kill DIR KILLS SEED`, `tiny_training.py group DIR WORLD`. Torchrun starts
+`tiny_training.py train DIR` and `tiny_training.py stoppable RUN PAUSE`.
 """
 
 import importlib
@@ -235,6 +235,27 @@ def train_member(directory: Path) -> None:
     torch.save(content, directory / f"world{shard.world}_rank{shard.rank}.pt")
 
 
+def train_stoppable(directory: Path, pause_s: float) -> None:
+    """Train slowly, or go on with a run that was stopped; each process says who and where it is.
+
+    A step takes a pause and a checkpoint ten.
+    """
+    state_dict = Counter.state_dict
+
+    def slow_state_dict(counter: Counter) -> dict[str, torch.Tensor]:
+        time.sleep(10 * pause_s)
+        return state_dict(counter)
+
+    Counter.state_dict = slow_state_dict
+    with distributed.group() as shard:
+
+        def slow(step: int) -> None:
+            (directory.parent / f"rank{shard.rank}").write_text(f"{os.getpid()} {step}")
+            time.sleep(pause_s)
+
+        train(directory, resume=directory.exists(), before_step=slow)
+
+
 def exchange(shard: Shard) -> dict:
     """Call everything that talks to other processes with values known in closed form."""
     parameters = [torch.zeros(n, requires_grad=True) for n in ((2, 3), (1,), (4,))]
@@ -287,5 +308,7 @@ if __name__ == "__main__":
         kill_until_done(place, int(sys.argv[3]), int(sys.argv[4]))
     elif mode == "train":
         train_member(place)
+    elif mode == "stoppable":
+        train_stoppable(place, float(sys.argv[3]))
     else:
         train_group(place, int(sys.argv[3]))

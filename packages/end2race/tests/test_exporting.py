@@ -152,6 +152,8 @@ def test_a_segment_whose_name_makes_no_key_is_refused_by_name(command):
 def test_verify_finds_damage_and_repair_removes_it(command):
     command.export()
     assert "10 windows" in command.run("cache", "verify", command.cache)
+    found = json.loads(command.run("cache", "verify", command.cache, "--json"))
+    assert (found["windows"], found["damages"]) == (10, [])
     path = command.cache / "shard-000000.bin"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

@@ -105,8 +105,11 @@ def test_the_commands_collect_and_drive(tmp_path):
     assert done.exit_code == 0, done.output
     assert "copycat" in done.output
     assert json.loads(json_path.read_text())["expert"]["score"]["laps"] == 1
-    done = run(app, ["drive", "--tracks", "1", "--limit-s", "1", "--video", str(video)])
+    short = ["drive", "--tracks", "1", "--limit-s", "1"]
+    done = run(app, [*short, "--video", str(video), "--json"])
     assert done.exit_code == 0, done.output
+    assert {row["driver"] for row in json.loads(done.stdout)} == {"copycat", "constant", "expert"}
+    assert f"video of copycat: {video}" in done.stderr
     assert video.exists()
     done = run(app, ["drive", "--video", "x.avi"])
     assert done.exit_code == 2

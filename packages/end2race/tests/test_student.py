@@ -281,6 +281,8 @@ def test_the_commands_take_the_options_of_the_notes(made, tmp_path, monkeypatch)
     assert float(rows[0]["overall_weighted_mse"]) == pytest.approx(weighted)
     drivers = json.loads((tmp_path / "e.json").read_text())["drivers"]
     assert set(drivers) == {"model", "blanked", "copycat", "constant", "to teacher"}
+    printed = json.loads(CliRunner().invoke(app, [*evaluation, "--json"]).stdout)
+    assert printed[0]["steer_mse"] == pytest.approx(float(rows[0]["steer_mse"]))
 
 
 @pytest.mark.parametrize(

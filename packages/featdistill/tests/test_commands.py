@@ -64,6 +64,10 @@ def test_a_scene_is_made_once_and_described(command, tmp_path):
     assert lines[0].startswith("train: 2 views of 16x16")
     assert lines[1].startswith("test: 1 views of 16x16")
     assert "cameras 4.031 to 4.031 from the origin" in lines[0]
+    train, test = json.loads(command("scene", "info", scene, "--json").out)
+    assert (train["split"], train["views"], train["width"], train["height"]) == ("train", 2, 16, 16)
+    assert test["views"] == 1
+    assert train["nearest"] == pytest.approx(4.031, abs=1e-3)
 
 
 def test_a_teacher_is_described(tiny, command):
@@ -71,6 +75,9 @@ def test_a_teacher_is_described(tiny, command):
     assert done.code == 0
     assert "4000 gaussians" in done.out
     assert "features  52 per gaussian" in done.out
+    (facts,) = json.loads(command("teacher", "info", tiny.teacher, "--json").out)
+    assert (facts["gaussians"], facts["features"]) == (4000, 52)
+    assert facts["low"][0] < facts["high"][0]
 
 
 def test_a_teacher_s_features_are_blended_with_its_own_opacity(teacher_renders, tiny):
@@ -149,6 +156,8 @@ def test_a_folder_against_itself_is_perfect(teacher_renders, command, tmp_path):
     assert done.code == 0, done.err
     found = scores(done.out)
     assert (found["psnr_db"], found["ssim"], found["lpips"]) == ("inf", "1", "not evaluated")
+    again = json.loads(command("eval", "compare", pictures, pictures, "--json").out)
+    assert (again["frames"], again["psnr_db"], again["lpips"]) == (4, "inf", None)
     stored = json.loads(results.read_text(encoding="utf-8"))
     assert stored["means"]["psnr_db"] == "inf"
     assert stored["means"]["lpips"] is None

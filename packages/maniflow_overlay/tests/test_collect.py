@@ -14,6 +14,7 @@ from maniflow_overlay.sim.path_source import QUALITIES, PathSource
 from maniflow_overlay.sim.planar import Planar
 from maniflow_overlay.sim.scene import (
     STEPS,
+    Situation,
     draw_layout,
     hidden,
     project_relative,
@@ -148,6 +149,39 @@ def test_an_interrupted_collection_goes_on_and_another_one_is_refused(tmp_path):
         collect(wanted, tmp_path / "full", lambda count: None)
     with pytest.raises(UserError, match="'stack'"):
         collect(Collection(("stack",), 1, "planar"), tmp_path / "new", lambda count: None)
+
+
+def test_an_episode_is_the_situation_of_its_task_and_number():
+    wanted = Collection(("pick_place", "pick_place_marked"), 4, "planar", seed=2)
+    for number in range(4):
+        seed, occluded = 3_000_000 + number, number in (1, 3)
+        for task, marked in (("pick_place", False), ("pick_place_marked", True)):
+            assert wanted.situation(task, number) == Situation(seed, occluded, marked)
+
+
+def test_recorded_pictures_are_those_of_the_situation_to_the_end(collection):
+    """The curtain of every second episode, and the marks of the marked task, are seen in them."""
+    _, folder = collection
+    table = Planar()
+    for file in find_episodes(folder):
+        if file.number > 2:
+            continue
+        episode = read_episode(file)
+        marked = file.task == "pick_place_marked"
+        seen = table.reset(1_000_000 + file.number, occluded=file.number == 1, marked=marked)
+        for row, action in enumerate(episode.action):
+            assert np.abs(episode.picture_rgb(row).astype(int) - seen.rgb).mean() < 4  # JPEG
+            seen = table.step(action)
+
+
+def test_an_episode_is_recorded_until_the_hand_has_risen_from_the_goal(collection):
+    _, folder = collection
+    for file in find_episodes(folder):
+        action = read_episode(file).action
+        lowered = np.flatnonzero(action[:, 2] < 0.03)[-1]
+        assert action[lowered, 6] == 1  # where it lets go
+        assert action[-1, 2] > 0.09
+        assert len(action) < STEPS
 
 
 def test_collections_of_two_seeds_share_no_layout_and_none_with_evaluation():

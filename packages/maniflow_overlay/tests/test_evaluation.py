@@ -11,6 +11,7 @@ from loom.config import resolve
 from loom.errors import UserError
 from loom.run import Run
 from maniflow_overlay.arms import Arm
+from maniflow_overlay.cli import app
 from maniflow_overlay.data.commands import attach_command, convert_command
 from maniflow_overlay.data.frame_store import FrameStore
 from maniflow_overlay.data.path_layers import PathLayers
@@ -29,6 +30,7 @@ from maniflow_overlay.sim.path_source import PathSource
 from maniflow_overlay.sim.planar import Planar
 from maniflow_overlay.sim.scene import STEPS, hidden, vector_of
 from PIL import Image
+from typer.testing import CliRunner
 
 SIZE = (64, 64)
 CLEAR = Condition("pick_place", False, None)
@@ -52,8 +54,9 @@ class Recorded:
         self.mode, self.fuse, self.chunk = arm.mode, arm.fuse, chunk
         self.calls = []
 
-    def act(self, images, state, task, *, initial=None, seeds=None):
+    def act(self, images, state, task, *, initial=None, seeds=None, instructions=None):
         self.calls.append((images, state, task, initial, seeds))
+        self.instructions = instructions
         return np.repeat(state[:, -1:], self.chunk, axis=1)
 
 
@@ -114,6 +117,16 @@ def test_all_arms_meet_the_same_episodes_paths_and_noise():
         path = beside[..., 3:]
         drawn = path.max(axis=-1, keepdims=True) > 0
         np.testing.assert_array_equal(over, np.where(drawn, path, beside[..., :3]))
+
+
+def test_a_policy_is_told_the_sentence_of_the_demonstrations(store):
+    policy = Recorded(Arm("none"))
+    play(PolicyActor("a", policy), [Planar(), Planar()], [3, 4], CLEAR)
+    (told,) = {text for episode in store.episodes for text in episode.instructions}
+    assert policy.instructions == [told] * len(policy.instructions)
+    marked = replace(CLEAR, task="pick_place_marked")
+    play(PolicyActor("a", policy), [Planar()], [3], marked)
+    assert set(policy.instructions).isdisjoint({told})
 
 
 @pytest.mark.parametrize(("mode", "often"), [("none", 0), ("initial", 1), ("current", 5)])
@@ -385,6 +398,8 @@ def test_the_page_shows_every_rate_and_a_film_of_each_cell(tmp_path):
     assert page.count("data:image/png") == 8
     summary = json.loads((tmp_path / "m" / FOLDER / "matrix.json").read_text("utf-8"))
     assert len(summary["rates"]) == 8
+    printed = CliRunner().invoke(app, ["eval", "report", str(tmp_path / "m"), "--json"])
+    assert json.loads(printed.stdout) == summary
     films = sorted((tmp_path / "m" / FOLDER / "rollouts").glob("*.webp"))
     assert len(films) == 8
     cells = read_cells(tmp_path / "m" / FOLDER / CELLS)

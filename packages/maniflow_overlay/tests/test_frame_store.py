@@ -380,9 +380,14 @@ def test_the_data_commands_from_episodes_to_a_verified_store(tmp_path):
     done = run("data", "attach-paths", st, paths)
     assert done.exit_code == 0, done.output
     assert "paths: 8 oracle" in run("data", "inspect", st).output
+    facts = json.loads(run("data", "inspect", st, "--json").output)
+    assert (facts["frames"], facts["width"], facts["paths"]["oracle"]) == (8, 64, 8)
+    assert facts["tasks"][0]["longest"] == 4
     assert "all as they were written" in run("data", "verify", st).output
+    assert json.loads(run("data", "verify", st, "--json").output) == {"frames": 8, "damages": []}
     (st / FOLDER / LAYERS).write_bytes(b"\0" * (st / FOLDER / LAYERS).stat().st_size)
     assert "damaged" in run("data", "verify", st).stderr
+    assert len(json.loads(run("data", "verify", st, "--json").stdout)["damages"]) == 1
     paths.write_text("", encoding="utf-8")
     assert "no path for any frame" in run("data", "attach-paths", st, paths).stderr
     assert run("data", "convert", tmp_path / "episodes", st, "--size", "big").exit_code == 2

@@ -313,7 +313,7 @@ def test_a_flat_context_is_features_of_both_views_at_each_step_then_states():
     draw = torch.Generator().manual_seed(2)
     current, initial = torch.rand(2, 2, 3, 16, 20, generator=draw), torch.rand(2, 3, 16, 20)
     state = torch.rand(2, 2, 14, generator=draw)
-    tokens, extra = model.context(current, initial, state, torch.zeros(2, dtype=torch.int64))
+    tokens, extra, _ = model.context(current, initial, state, torch.zeros(2, dtype=torch.int64))
     assert extra is None
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

@@ -108,7 +108,9 @@ def test_instructions_are_read_beside_the_old_file_and_inside_the_new_one(tmp_pa
     (tmp_path / "click_bell/demo/instructions").mkdir()
     texts = tmp_path / "click_bell/demo/instructions/episode3.json"
     texts.write_text('{"seen": ["a", "b"], "unseen": ["c"]}', encoding="utf-8")
-    assert read_episode(old).instructions == ("a", "b", "c")
+    assert read_episode(old).instructions == ("a", "b")  # unseen ones are kept back
+    texts.write_text('{"unseen": ["c"]}', encoding="utf-8")
+    assert read_episode(old).instructions == ("c",)
     texts.write_text("[1]", encoding="utf-8")
     with pytest.raises(UserError, match="episode3.json"):
         read_episode(old)

@@ -145,6 +145,9 @@ def test_settings_have_the_notes_values_where_the_notes_have_them():
     assert config.size.horizon == 16
     assert config.total_steps(17_057) == 501 * 267
     assert config.learning_rate(501 * 267).warmup == 500
+    assert list(config.notices()) == []
+    both = resolve(TrainConfig, None, ["num_epochs=501"], flags={"steps": 2})
+    assert both.notices == ("num_epochs 501 decides the length: steps 2 is not used",)
     with pytest.raises(UserError, match="was removed"):
         resolve(TrainConfig, None, ["persistent_workers=false"])
 
@@ -172,6 +175,69 @@ def test_a_step_that_does_not_end_is_spoken_of_and_leaves_all_stacks(tmp_path):
     stacks = (tmp_path / STACKS).read_text(encoding="utf-8")
     assert "stuck_in_this_very_place" in stacks
     assert "since step 7 ended" in stacks
+
+
+class Clock:
+    """Time that passes when it is told to, and what a watchdog said at which second."""
+
+    def __init__(self, folder: Path, limit_s: float = 300.0) -> None:
+        self.now, self.said, self.warned, self.folder = 100.0, [], [], folder
+        self.watchdog = Watchdog(
+            folder,
+            lambda line: self.said.append((self.now - 100, line)),
+            lambda line: self.warned.append(self.now - 100),
+            limit_s=limit_s,
+            clock=lambda: self.now,
+        )
+
+    def wait(self, seconds: float) -> None:
+        for _ in range(round(seconds / 0.25)):
+            self.now += 0.25
+            self.watchdog.look()
+
+
+def test_a_long_step_is_spoken_of_after_each_eight_and_a_half_seconds_of_silence(tmp_path):
+    clock = Clock(tmp_path)
+    clock.wait(10)
+    clock.watchdog.step_ended(3)
+    clock.wait(30)
+    assert [when for when, _ in clock.said] == [8.5, 17.0, 25.5, 34.0]
+    assert [line for _, line in clock.said[:2]] == [
+        "[wait] 8 s since the run began; still at work",
+        "[wait] 7 s since step 3 ended; still at work",
+    ]
+    # With the thirtieth of a silence between two looks it stays below the ten seconds promised.
+    assert 8.5 * (1 + 1 / 30) < 10
+
+
+def test_a_line_in_the_log_puts_the_next_word_off(tmp_path):
+    clock = Clock(tmp_path)
+    clock.wait(5)
+    (tmp_path / "log.txt").write_text("a line of progress", encoding="utf-8")
+    clock.wait(13)
+    assert [when for when, _ in clock.said] == [5.25 + 8.5]
+
+
+@pytest.mark.parametrize(("step_s", "words"), [(1.25, 0), (2.0, 2)])
+def test_steps_that_end_in_time_for_the_progress_line_are_not_spoken_of(tmp_path, step_s, words):
+    clock = Clock(tmp_path)
+    for step in range(round(20 / step_s)):
+        clock.wait(step_s)
+        clock.watchdog.step_ended(step)
+    assert len(clock.said) == words
+
+
+def test_stacks_are_written_once_for_each_step_that_exceeds_the_limit(tmp_path):
+    clock = Clock(tmp_path, limit_s=20.0)
+    clock.wait(50)
+    clock.watchdog.step_ended(1)
+    clock.wait(19.75)
+    assert clock.warned == [20.0]
+    clock.wait(30)
+    assert clock.warned == [20.0, 70.0]
+    stacks = (tmp_path / STACKS).read_text(encoding="utf-8")
+    assert stacks.count("no step ended in the 20.0 s since") == 2
+    assert "since step 1 ended" in stacks
 
 
 def test_a_run_whose_steps_end_is_left_in_peace(tmp_path):

@@ -133,7 +133,7 @@ class Quiet:
 def made_batches(store: Path, *overrides: str) -> tuple[TrainingBatches, OverlayPolicy]:
     config = settings(store, *overrides)
     data = training.read_data(config, Quiet())  # ty: ignore[invalid-argument-type]
-    model = stirred(training.policy_shape(config, data.store))
+    model = stirred(training.policy_shape(config, data))
     model.normalise_action.fit(data.store.action)
     return TrainingBatches(data.training, config, model.shape, CPU), model
 

@@ -172,16 +172,24 @@ def info(as_json: JsonOption = False) -> None:
 
 
 @ext.command()
-def build() -> None:
+def build(as_json: JsonOption = False) -> None:
     """Compile the kernels of every installed package; exit code 1 if one cannot be."""
+    import json
+
     from loom.native import Library
     from loom.native.inventory import build_all
 
-    missing = 0
+    missing, rows = 0, []
     for each in build_all():
         built = isinstance(each.result, Library)
         missing += not built
-        typer.echo(f"{each.package} {each.name} {each.seconds:.1f} s: {_said(each.result)}")
+        said = _said(each.result)
+        rows.append({"package": each.package, "name": each.name, "built": built})
+        rows[-1] |= {"seconds": each.seconds, "result": said}
+        if not as_json:
+            typer.echo(f"{each.package} {each.name} {each.seconds:.1f} s: {said}")
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
     raise typer.Exit(int(missing > 0))
 
 

@@ -247,18 +247,27 @@ def add_config_commands(
 
     @group.command("show")
     def show_config(
-        settings: Settings = None, config: ConfigOption = default, model: ModelOption = model
+        settings: Settings = None,
+        config: ConfigOption = default,
+        model: ModelOption = model,
+        as_json: JsonOption = False,
     ) -> None:
         """Print the merged settings, each with the file and line it came from."""
+        import json
+
         from loom.config import plain, resolve, show
         from loom.runs import saved_config, saved_origins
 
         config, overrides = _config_and_overrides(settings, config)
         if config is not None and config.is_dir() and not overrides:
-            typer.echo(show(saved_config(config), saved_origins(config)))
-            return
-        resolved = resolve(_import_model(model), config, overrides, groups=groups)
-        typer.echo(show(plain(resolved.config), resolved.origins))
+            merged, origins = saved_config(config), saved_origins(config)
+        else:
+            resolved = resolve(_import_model(model), config, overrides, groups=groups)
+            merged, origins = plain(resolved.config), resolved.origins
+        if as_json:
+            typer.echo(json.dumps({"settings": merged, "origins": origins}, indent=2))
+        else:
+            typer.echo(show(merged, origins))
 
     @app.command()
     def schedule(

@@ -1,8 +1,8 @@
 """Two runs, or two folders of runs, side by side: settings, last metrics with intervals, curves.
 
 A side is one run, or a folder whose runs differ in their seed alone (a condition of a sweep). Of
-several runs the mean of each metric is shown with a bootstrap interval over the runs; of one run
-there is its value and no interval, for one run says nothing of the spread between runs.
+several runs the mean of each metric is shown with Student's interval over the runs, which are few;
+of one run there is its value and no interval, for it says nothing of the spread between runs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 
 from loom.config import differences, read_yaml
 from loom.errors import UserError
-from loom.evaluation.statistics import Interval, bootstrap_interval
+from loom.evaluation.statistics import Interval, mean_interval
 from loom.record import Row, read_records
 from loom.report import Cell, Report
 from loom.report_curves import Curves
@@ -78,7 +78,7 @@ def compare(first: Path, second: Path) -> Comparison:
         UserError: There is no run, a run cannot be read, or the runs of one folder differ in more
             than their seed; names the folder and the settings.
     """
-    one, two = _side(first), _side(second)
+    one, two = map(_side, (first, second), _names(first, second))
     ignored = _OWN if max(len(one.runs), len(two.runs)) > 1 else ()
     settings = [
         change
@@ -90,7 +90,16 @@ def compare(first: Path, second: Path) -> Comparison:
     return Comparison(one, two, tuple(settings), tuple(rows))
 
 
-def _side(path: Path) -> Side:
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """Return the ends of two paths from where they differ on: `wide/seed-0`, `narrow/seed-0`."""
+    one, two = first.resolve(), second.resolve()
+    parts = 1
+    while one.parts[-parts:] == two.parts[-parts:] and parts < len(one.parts) and one != two:
+        parts += 1
+    return "/".join(one.parts[-parts:]), "/".join(two.parts[-parts:])
+
+
+def _side(path: Path, name: str) -> Side:
     """Read one side; its configuration is that of its first run."""
     if (path / CONFIG_FILE).is_file():
         runs = [path]
@@ -115,7 +124,7 @@ def _side(path: Path) -> Side:
                 hint="compare two runs, or two folders that hold one condition each",
             )
     rows = tuple(tuple(read_records(run)) for run in runs)
-    return Side(path.resolve().name, tuple(runs), configs[0], rows)
+    return Side(name, tuple(runs), configs[0], rows)
 
 
 def _rank(key: str) -> int:
@@ -128,7 +137,7 @@ def _estimate(values: Sequence[float]) -> tuple[float | None, tuple[float, float
     """Return the mean of a metric over runs and its 95 % interval."""
     if not values:
         return None, None
-    found = bootstrap_interval(values, np.random.default_rng(0), method="percentile")
+    found = mean_interval(values)
     interval = (found.low, found.high) if isinstance(found, Interval) else None
     return float(np.mean(values)), interval
 
@@ -146,7 +155,7 @@ def comparison_report(comparison: Comparison) -> Report:
         report.text("None.")
     report.heading("Last recorded value of each metric")
     note = (
-        "Mean over runs, with the 95 % percentile bootstrap interval over runs in brackets."
+        "Mean over runs, with Student's interval of 95 % over runs in brackets."
         if comparison.repeated
         else "One run a side: no interval over runs."
     )
@@ -185,14 +194,14 @@ def with_interval(value: float | None, interval: tuple[float, float] | None) -> 
         return None
     if interval is None:
         return f"{value:.5g}"
-    return f"{value:.5g} [{interval[0]:.5g}, {interval[1]:.5g}]"
+    return f"{value:.4g} [{interval[0]:.4g}, {interval[1]:.4g}]"
 
 
 def _curves(comparison: Comparison) -> Iterator[Curves]:
     """Yield one figure for each metric that changes over the steps of a run."""
     sides = (comparison.first, comparison.second)
     for row in comparison.metrics:
-        series = {}
+        series, groups = {}, {}
         for side in sides:
             for run, rows in zip(side.runs, side.rows, strict=True):
                 points = [
@@ -201,6 +210,8 @@ def _curves(comparison: Comparison) -> Iterator[Curves]:
                 if points:
                     name = side.name if len(side.runs) == 1 else f"{side.name}/{run.name}"
                     series[name] = ([step for step, _ in points], [value for _, value in points])
+                    groups[name] = side.name
         if any(len(steps) > 1 for steps, _ in series.values()):
             log = row.metric.startswith("loss")
-            yield Curves(series, "step", row.metric.removeprefix("metric/"), log=log)
+            title = row.metric.removeprefix("metric/")
+            yield Curves(series, "step", title, log=log, groups=groups)

@@ -248,4 +248,5 @@ def _leave(run: Run, step: int, number: int) -> None:
     reason = f"{name} at step {step}; its checkpoint is saved, resume goes on from there"
     run.info(f"[stop] {reason}")
     run.status(state="stopped", reason=reason)
+    distributed.agree(number)  # torchrun ends all when one has ended: wait for the checkpoint
     raise SystemExit(exit_code(number))

@@ -16,7 +16,7 @@ COLUMNS = 400  # a series is thinned to two points per column
 WORTH_A_LOG_SCALE = (
     30.0  # the switch is offered where the highest value is this many times the lowest
 )
-DASHES = ("5 4", "1.5 3", "9 4 2 4")  # of the baselines
+DASHES = ("5 4", "1.5 3", "9 4 2 4")  # of the baselines, and of the members of a group
 COLOURS = 6  # --c0 ... --c5 in report.css; further series are dashed
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float | None]]]
@@ -24,13 +24,50 @@ Series = Mapping[str, tuple[Sequence[float], Sequence[float | None]]]
 
 @dataclass(frozen=True)
 class Curves:
-    """One figure: named series over one x axis, with horizontal baselines beside them."""
+    """One figure: named series over one x axis, with horizontal baselines beside them.
+
+    Series of one group, such as the seeds of a condition, share a colour and differ in dashes; a
+    series without a group is one of its own.
+    """
 
     series: Series
     x_label: str = "step"
     y_label: str = ""
     baselines: Mapping[str, float] = field(default_factory=dict)
     log: bool = False  # start with a logarithmic y axis; the reader can switch
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+    def strokes(self) -> "list[_Stroke]":
+        """Return how each series is drawn, in their order."""
+        groups = [self.groups.get(name, name) for name in self.series]
+        order = list(dict.fromkeys(groups))
+        strokes = []
+        for position, group in enumerate(groups):
+            colour, member = order.index(group), groups[:position].count(group)
+            dash = DASHES[(member - 1) % len(DASHES)] if member else ""
+            if colour >= COLOURS and not member:
+                dash = "7 5"
+            strokes.append(_Stroke(f"var(--c{colour % COLOURS})", dash))
+        return strokes
+
+
+@dataclass(frozen=True)
+class _Stroke:
+    """How a line is drawn: CSS colour and SVG dashes, empty for a solid one."""
+
+    colour: str
+    dash: str
+
+    @property
+    def attributes(self) -> str:
+        dashed = f' stroke-dasharray="{self.dash}"' if self.dash else ""
+        return f'style="stroke:{self.colour}"{dashed}'
+
+    @property
+    def swatch(self) -> str:
+        if not self.dash:
+            return f'<i style="background:{self.colour}"></i>'
+        return _swatch(f'class="line" {self.attributes}')
 
 
 @dataclass(frozen=True)
@@ -92,7 +129,7 @@ def curves_html(curves: Curves) -> str:
         f'<div class="top">{title}</div><div class="plot">{"".join(views)}'
         f"{_x_labels(x_axis, curves.x_label)}"
         '<div class="cursor" hidden></div><div class="tip" hidden></div></div>'
-        f"{_legend(series, curves.baselines)}{_data(curves, series, x_axis)}</figure>"
+        f"{_legend(curves, series)}{_data(curves, series, x_axis)}</figure>"
     )
 
 
@@ -166,8 +203,8 @@ def _view(
             dash = DASHES[index % len(DASHES)]
             rule = f'<path class="base" stroke-dasharray="{dash}" d="M0 {place:.1f}H{WIDTH:.0f}"/>'
             shapes.append(rule)
-    for index, points in enumerate(series.values()):
-        shapes.append(_line(index, points, x_axis, y_axis))
+    for stroke, points in zip(curves.strokes(), series.values(), strict=True):
+        shapes.append(_line(stroke, points, x_axis, y_axis))
     svg = (
         f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" preserveAspectRatio="none" role="img">'
         f"<title>{escape(curves.y_label)} over {escape(curves.x_label)}</title>"
@@ -176,7 +213,7 @@ def _view(
     return f'<div class="{name}">{svg}{"".join(labels)}</div>'
 
 
-def _line(index: int, points: Points, x_axis: _Axis, y_axis: _Axis) -> str:
+def _line(stroke: _Stroke, points: Points, x_axis: _Axis, y_axis: _Axis) -> str:
     """Draw one series: a line with gaps, and dots where points are few or stand alone."""
     runs: list[list[str]] = [[]]
     for x, y in points:
@@ -187,10 +224,9 @@ def _line(index: int, points: Points, x_axis: _Axis, y_axis: _Axis) -> str:
     path = "".join(f"M{'L'.join(run)}" for run in runs if len(run) > 1)
     dotted = [run for run in runs if len(run) == 1 or len(points) <= 30]
     dots = "".join(f"M{point}h0" for run in dotted for point in run)
-    style = f'style="stroke:{_colour(index)}"'
-    dash = ' stroke-dasharray="7 5"' if index >= COLOURS else ""
-    line = f'<path class="line" {style}{dash} d="{path}"/>' if path else ""
-    return line + (f'<path class="dots" {style} d="{dots}"/>' if dots else "")
+    line = f'<path class="line" {stroke.attributes} d="{path}"/>' if path else ""
+    dot = f'<path class="dots" style="stroke:{stroke.colour}" d="{dots}"/>'
+    return line + (dot if dots else "")
 
 
 def _x_labels(axis: _Axis, name: str) -> str:
@@ -201,21 +237,25 @@ def _x_labels(axis: _Axis, name: str) -> str:
     return "".join(labels) + _label("tick axis-label", "", name)
 
 
-def _legend(series: Mapping[str, Points], baselines: Mapping[str, float]) -> str:
+def _legend(curves: Curves, series: Mapping[str, Points]) -> str:
     """Name each series with its last value, which is the one that is quoted; then the baselines."""
     rows = []
-    for index, (name, points) in enumerate(series.items()):
+    for stroke, (name, points) in zip(curves.strokes(), series.items(), strict=True):
         values = [y for _, y in points if y is not None]
         last = f" <b>{format_number(values[-1])}</b>" if values else " (no values)"
-        swatch = f'<i style="background:{_colour(index)}"></i>'
-        rows.append(f"<li>{swatch}{escape(name)}{last}</li>")
-    for index, (name, value) in enumerate(baselines.items()):
-        swatch = (
-            '<svg class="swatch" viewBox="0 0 24 3" aria-hidden="true"><path class="base" '
-            f'stroke-dasharray="{DASHES[index % len(DASHES)]}" d="M0 1.5H24"/></svg>'
-        )
+        rows.append(f"<li>{stroke.swatch}{escape(name)}{last}</li>")
+    for index, (name, value) in enumerate(curves.baselines.items()):
+        swatch = _swatch(f'class="base" stroke-dasharray="{DASHES[index % len(DASHES)]}"')
         rows.append(f"<li>{swatch}{escape(name)} <b>{format_number(value)}</b></li>")
     return f'<ul class="legend">{"".join(rows)}</ul>'
+
+
+def _swatch(attributes: str) -> str:
+    """Draw a piece of a line for the legend."""
+    return (
+        '<svg class="swatch" viewBox="0 0 24 3" aria-hidden="true">'
+        f'<path {attributes} d="M0 1.5H24"/></svg>'
+    )
 
 
 def _data(curves: Curves, series: Mapping[str, Points], x_axis: _Axis) -> str:
@@ -225,11 +265,11 @@ def _data(curves: Curves, series: Mapping[str, Points], x_axis: _Axis) -> str:
         "series": [
             {
                 "name": name,
-                "colour": _colour(index),
+                "colour": stroke.colour,
                 "x": [x for x, _ in points],
                 "y": [None if y is None else float(f"{y:.6g}") for _, y in points],
             }
-            for index, (name, points) in enumerate(series.items())
+            for stroke, (name, points) in zip(curves.strokes(), series.items(), strict=True)
         ],
     }
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
@@ -239,7 +279,3 @@ def _data(curves: Curves, series: Mapping[str, Points], x_axis: _Axis) -> str:
 def _label(classes: str, style: str, text: str) -> str:
     place = f' style="{style}"' if style else ""
     return f'<span class="{classes}"{place}>{escape(text)}</span>'
-
-
-def _colour(index: int) -> str:
-    return f"var(--c{index % COLOURS})"

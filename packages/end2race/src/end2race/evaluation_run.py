@@ -41,6 +41,7 @@ def evaluate_driver(
     json_path: Path | None,
     device: str,
     cache_dir: Path | None,
+    as_json: bool = False,
     say: Callable[[str], None],
 ) -> dict[str, dict[str, float | None]]:
     """Evaluate a model on every window of a split and print one line for each driver.
@@ -59,6 +60,7 @@ def evaluate_driver(
         json_path: Gets the figures of every driver.
         device: auto, cpu or cuda.
         cache_dir: A teacher's answers to compare with as well.
+        as_json: Print the table as JSON.
         say: Receives one line.
 
     Returns:
@@ -89,6 +91,7 @@ def evaluate_driver(
     print_table(
         (f"{split} ({judged.drivers['model'].count:,})", *columns),
         [(driver, *(found[column] for column in columns)) for driver, found in rows.items()],
+        as_json=as_json,
     )
     say(judged.leak_line)
     if csv_path is not None:

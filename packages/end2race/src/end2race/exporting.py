@@ -12,7 +12,7 @@ from loom.errors import UserError
 from loom.progress import Progress
 
 from end2race.cache import npz_compat
-from end2race.cache.export import Exporter, Outputs, field_shapes
+from end2race.cache.export import Exported, Exporter, Outputs, field_shapes
 from end2race.cache.fingerprint import teacher_sha256
 from end2race.cache.info import FILE, CacheInfo
 from end2race.cache.keys import parse_key
@@ -81,12 +81,37 @@ class AskedTeacher:
         return {name: values.float().cpu().numpy() for name, values in named.items()}
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A teacher before a split: what a cache of its answers is, and what fills one."""
+
+    info: CacheInfo
+    exporter: Exporter[Batch]
+    source: str
+    """Where the teacher was found."""
+
+
 def export_cache(settings: ExportSettings, say: Callable[[str], None]) -> TeacherCache:
     """Put a teacher's answers on a split into a cache, as far as they are not there.
 
     Raises:
         UserError: The dataset, the teacher or the cache is not what it should be, or the answers
             differ when they are asked for again.
+    """
+    prepared = prepare(settings)
+    announce(settings, prepared, say)
+    cache = open_cache(settings, prepared)
+    _fill(prepared.exporter, cache, say)
+    if settings.verify:
+        verify(prepared.exporter, cache, say)
+    return cache
+
+
+def prepare(settings: ExportSettings) -> Prepared:
+    """Open the dataset and the teacher, and ask it once.
+
+    Raises:
+        UserError: One of the two is not what it should be.
     """
     dataset = open_dataset(settings.data_root, (settings.split,))
     declared = dataset.info.lidar_num_features
@@ -117,21 +142,23 @@ def export_cache(settings: ExportSettings, say: Callable[[str], None]) -> Teache
         },
     )
     keys = [window.key for window in chosen]
-    say(
-        f"[data] {len(keys):,} windows of {seq_len} frames in {settings.data_root}, "
-        f"{settings.split}; teacher {teacher.source} ({info.teacher_sha256[:12]})"
-    )
-    cache = _open(settings, info, keys)
     exporter = Exporter(asked, reader, keys, settings.batch_size, settings.num_workers)
-    _fill(exporter, cache, say)
-    if settings.verify:
-        _verify(exporter, cache, say)
-    return cache
+    return Prepared(info, exporter, str(teacher.source))
 
 
-def _open(settings: ExportSettings, info: CacheInfo, keys: list[str]) -> TeacherCache:
+def announce(settings: ExportSettings, prepared: Prepared, say: Callable[[str], None]) -> None:
+    """Say which windows are answered by whom."""
+    info = prepared.info
+    say(
+        f"[data] {len(prepared.exporter.keys):,} windows of {info.seq_len} frames in "
+        f"{settings.data_root}, {settings.split}; teacher {prepared.source} "
+        f"({info.teacher_sha256[:12]})"
+    )
+
+
+def open_cache(settings: ExportSettings, prepared: Prepared) -> TeacherCache:
     """Create the cache, or open one that this export may go on with."""
-    directory = settings.cache_dir
+    directory, info, keys = settings.cache_dir, prepared.info, prepared.exporter.keys
     if not (directory / FILE).is_file():
         return TeacherCache.create(directory, info)
     cache = TeacherCache.open(directory, info)
@@ -150,6 +177,11 @@ def _fill(exporter: Exporter, cache: TeacherCache, say: Callable[[str], None]) -
     progress = Progress("export-cache", len(exporter.keys), there)
     done = exporter.fill(cache, progress.update)
     progress.close()
+    report(done, cache, say)
+
+
+def report(done: Exported, cache: TeacherCache, say: Callable[[str], None]) -> None:
+    """Say what an export did, and what the cache holds now."""
     say(
         f"[cache] {done.written:,} windows written in {done.seconds:.1f} s, {done.found:,} were "
         f"there; {len(cache):,} windows, {cache.frame_count:,} frames, {cache.size / 1e6:.1f} MB "
@@ -157,7 +189,7 @@ def _fill(exporter: Exporter, cache: TeacherCache, say: Callable[[str], None]) -
     )
 
 
-def _verify(exporter: Exporter, cache: TeacherCache, say: Callable[[str], None]) -> None:
+def verify(exporter: Exporter, cache: TeacherCache, say: Callable[[str], None]) -> None:
     """Compare the file's check sums, and some answers with the teacher's own."""
     damages = [complaint for _, complaint in cache.damages()]
     gaps = exporter.verify(cache)

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from loom.cli import (
@@ -320,11 +320,12 @@ def scene_import(
 def scene_info(
     folder: Annotated[Path, typer.Argument(help="NeRF-synthetic folder.")],
     width: WidthOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Read a scene whole and say what is in it."""
     from featdistill.scenes import describe_scene
 
-    typer.echo(describe_scene(folder, width))
+    _print_facts(*describe_scene(folder, width), as_json=as_json)
 
 
 @teacher.command("fit")
@@ -387,11 +388,24 @@ def teacher_export(
 @teacher.command("info")
 def teacher_info(
     teacher: Annotated[Path, typer.Argument(help="point_cloud.ply, or a teacher run.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Say what is in a 3DGS file."""
     from featdistill.teacher_run import describe_teacher
 
-    typer.echo(describe_teacher(teacher))
+    _print_facts(describe_teacher(teacher), as_json=as_json)
+
+
+def _print_facts(*facts: Any, as_json: bool) -> None:
+    """Print dataclasses in their own words, or as a JSON list."""
+    import json
+    from dataclasses import asdict
+
+    typer.echo(
+        json.dumps([asdict(each) for each in facts], indent=2)
+        if as_json
+        else "\n".join(map(str, facts))
+    )
 
 
 @evaluation.command("compare")
@@ -402,19 +416,19 @@ def eval_compare(
     frames: Frames = None,
     lpips_weights: LpipsWeights = None,
     force: Force = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Score a folder of PNG files against another, as they are."""
     from featdistill.scoring import compare_folders
 
-    typer.echo(
-        compare_folders(
-            folder,
-            references,
-            output_json=output_json,
-            frames=frames,
-            lpips_weights=lpips_weights,
-            force=force,
-        )
+    compare_folders(
+        folder,
+        references,
+        output_json=output_json,
+        frames=frames,
+        lpips_weights=lpips_weights,
+        force=force,
+        as_json=as_json,
     )
 
 
@@ -430,23 +444,23 @@ def eval_pipeline(
     frames: Frames = None,
     lpips_weights: LpipsWeights = None,
     force: Force = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compose a student's RGBA over a background, score it, and record the result."""
     from featdistill.scoring import score_renders
 
-    typer.echo(
-        score_renders(
-            render_dir,
-            teacher_renders,
-            background=background,
-            method_name=method_name,
-            summary=summary,
-            render_stats=render_stats,
-            output_json=output_json,
-            frames=frames,
-            lpips_weights=lpips_weights,
-            force=force,
-        )
+    score_renders(
+        render_dir,
+        teacher_renders,
+        background=background,
+        method_name=method_name,
+        summary=summary,
+        render_stats=render_stats,
+        output_json=output_json,
+        frames=frames,
+        lpips_weights=lpips_weights,
+        force=force,
+        as_json=as_json,
     )
 
 
@@ -455,11 +469,12 @@ def eval_run(
     run: RunArgument,
     lpips_weights: LpipsWeights = None,
     background: Background = "white",
+    as_json: JsonOption = False,
 ) -> None:
     """Judge a training run again: every evaluation view, teacher and ground truth beside."""
     from featdistill.training_run import assess_run
 
-    assess_run(run, background=background, lpips_weights=lpips_weights)
+    assess_run(run, background=background, lpips_weights=lpips_weights, as_json=as_json)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from loom.errors import UserError
@@ -28,20 +29,47 @@ def import_scene(source: Path, folder: Path, width: int) -> str:
     return "\n".join([*lines, f"written to {folder}"])
 
 
-def describe_scene(folder: Path, width: int | None) -> str:
-    """Read a scene whole; say what is in it."""
-    lines = []
+@dataclass(frozen=True)
+class SplitFacts:
+    """What one split of a scene holds; distances are those of the cameras from the origin."""
+
+    split: str
+    views: int
+    width: int
+    height: int
+    focal_px: float
+    nearest: float
+    farthest: float
+    covered: float
+    """Share of the pixels that show something."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.split}: {self.views} views of {self.width}x{self.height}, focal length "
+            f"{self.focal_px:.2f} px, cameras {self.nearest:.3f} to {self.farthest:.3f} "
+            f"from the origin, {self.covered:.1%} of the pixels show something"
+        )
+
+
+def describe_scene(folder: Path, width: int | None) -> list[SplitFacts]:
+    """Read a scene whole; return what is in each split."""
+    found = []
     for split in _splits_of(folder):
         views = read_views(folder, split, width=width)
         cameras = views.cameras
-        alpha = views.rgba[..., 3]
         distances = cameras.centres.norm(dim=1)
-        lines.append(
-            f"{split}: {len(views)} views of {cameras.width}x{cameras.height}, focal length "
-            f"{cameras.focal_px:.2f} px, cameras {distances.min():.3f} to {distances.max():.3f} "
-            f"from the origin, {(alpha > 0).float().mean():.1%} of the pixels show something"
+        facts = SplitFacts(
+            split,
+            len(views),
+            cameras.width,
+            cameras.height,
+            float(cameras.focal_px),
+            float(distances.min()),
+            float(distances.max()),
+            float((views.rgba[..., 3] > 0).float().mean()),
         )
-    return "\n".join(lines)
+        found.append(facts)
+    return found
 
 
 def _splits_of(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ import typer
 from loom.config import resolve
 from loom.drawing import print_table
 from loom.errors import UserError
-from loom.evaluation.images import PictureDistance
+from loom.evaluation.images import PictureDistance, json_number
 from loom.evaluation.lpips import Lpips
 from loom.files import read_json
 from loom.gates import GateResult
@@ -43,34 +43,49 @@ def lpips_metric(weights: Path | None) -> PictureDistance | None:
 
 
 def compare_folders(
-    folder: Path, references: Path, *, lpips_weights: Path | None, **options: Any
-) -> str:
-    """Score PNG files as they are; return the means as text. Options: see `evaluate.compare`."""
+    folder: Path, references: Path, *, lpips_weights: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Score PNG files as they are; print the means. Options: see `evaluate.compare`."""
     scores = compare(folder, references, lpips=lpips_metric(lpips_weights), **options)
-    return means_text({"frames": len(scores.frames), **scores.means})
+    _print_means({"frames": len(scores.frames), **scores.means}, as_json=as_json)
 
 
 def score_renders(
-    render_dir: Path, teacher_renders: Path, *, lpips_weights: Path | None, **options: Any
-) -> str:
-    """Compose, score and record a render folder. Options: see `evaluate.pipeline`."""
+    render_dir: Path,
+    teacher_renders: Path,
+    *,
+    lpips_weights: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compose, score, record and print a render folder. Options: see `evaluate.pipeline`."""
     metric = lpips_metric(lpips_weights)
     result = pipeline(render_dir, teacher_renders, lpips=metric, **options)
-    return means_text({"frames": len(result.scores.frames), **result.means})
+    _print_means({"frames": len(result.scores.frames), **result.means}, as_json=as_json)
 
 
-def means_text(means: Mapping[str, float | int | None]) -> str:
-    """Return one line per score; what was not measured says so."""
+def _print_means(means: Mapping[str, float | int | None], *, as_json: bool) -> None:
+    """Print one line per score; what was not measured says so."""
+    if as_json:
+        typer.echo(json.dumps({key: json_number(each) for key, each in means.items()}, indent=2))
+        return
     width = max(map(len, means))
-    return "\n".join(
-        f"{name:<{width}}  {'not evaluated' if value is None else f'{value:.6g}'}"
-        for name, value in means.items()
-    )
+    for name, value in means.items():
+        typer.echo(f"{name:<{width}}  {'not evaluated' if value is None else f'{value:.6g}'}")
 
 
-def print_judgement(run: Path) -> None:
+def print_judgement(run: Path, *, as_json: bool = False) -> None:
     """Print the scores and the gates of a run's last judgement."""
     results = read_results(run)
+    if as_json:
+        gates = gate_results(stored_means(results[STUDENT_TEACHER]))
+        scores = {
+            name: {column: json_number(value) for column, value in row.items()}
+            for name, row in score_rows(results).items()
+        }
+        shown = {"scores": scores, "gates": [asdict(each) for each in gates]}
+        typer.echo(json.dumps(shown, indent=2))
+        return
     print_scores(results)
     print_gates(gate_results(stored_means(results[STUDENT_TEACHER])))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,22 +87,52 @@ def export_teacher(source: Path, output: Path) -> str:
     return f"{len(gaussians)} gaussians in {output}"
 
 
-def describe_teacher(path: Path) -> str:
-    """Say what is in a 3DGS file: number, extent, opacity, scale, features."""
+@dataclass(frozen=True)
+class TeacherFacts:
+    """What a 3DGS file holds; lengths are in world units."""
+
+    file: str
+    gaussians: int
+    size_bytes: int
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    opacity_mean: float
+    opacity_below_2_percent: float
+    """Share of the gaussians that nearly nobody sees."""
+    scale_median: float
+    scale_largest: float
+    features: int
+
+    def __str__(self) -> str:
+        extent = zip("xyz", self.low, self.high, strict=True)
+        return "\n".join(
+            [
+                f"{self.file}: {self.gaussians} gaussians, {self.size_bytes / 2**20:.1f} MiB",
+                "extent    " + ", ".join(f"{axis} {a:.3f} .. {b:.3f}" for axis, a, b in extent),
+                f"opacity   mean {self.opacity_mean:.3f}, "
+                f"{self.opacity_below_2_percent:.1%} below 0.02",
+                f"scale     median {self.scale_median:.4f}, largest {self.scale_largest:.4f} "
+                "world units",
+                f"features  {self.features} per gaussian: f_dc, f_rest, opacity, log scale",
+            ]
+        )
+
+
+def describe_teacher(path: Path) -> TeacherFacts:
+    """Read a 3DGS file whole; return what is in it."""
     ply = ply_of(path)
     gaussians = read_ply(ply)
-    low, high = gaussians.means.amin(dim=0).tolist(), gaussians.means.amax(dim=0).tolist()
     opacity = gaussians.opacities
-    unseen = (opacity < 0.02).float().mean()
     scales = gaussians.scales.amax(dim=1)
-    features = gaussian_features(gaussians)
-    return "\n".join(
-        [
-            f"{ply}: {len(gaussians)} gaussians, {ply.stat().st_size / 2**20:.1f} MiB",
-            f"extent    x {low[0]:.3f} .. {high[0]:.3f}, y {low[1]:.3f} .. {high[1]:.3f}, "
-            f"z {low[2]:.3f} .. {high[2]:.3f}",
-            f"opacity   mean {opacity.mean():.3f}, {unseen:.1%} below 0.02",
-            f"scale     median {scales.median():.4f}, largest {scales.max():.4f} world units",
-            f"features  {features.shape[1]} per gaussian: f_dc, f_rest, opacity, log scale",
-        ]
+    return TeacherFacts(
+        str(ply),
+        len(gaussians),
+        ply.stat().st_size,
+        tuple(gaussians.means.amin(dim=0).tolist()),
+        tuple(gaussians.means.amax(dim=0).tolist()),
+        float(opacity.mean()),
+        float((opacity < 0.02).float().mean()),
+        float(scales.median()),
+        float(scales.max()),
+        gaussian_features(gaussians).shape[1],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,11 @@ def judge(
     )
 
 
-def assess_run(directory: Path, *, background: str, lpips_weights: Path | None) -> None:
-    """Judge a training run again, and write its page again."""
+def assess_run(
+    directory: Path, *, background: str, lpips_weights: Path | None, as_json: bool
+) -> None:
+    """Judge a training run again, and write its page again; with JSON nothing else is printed."""
+    say = partial(typer.echo, err=as_json)
     restored = restore_student(directory)
     with Run.open(
         "featdistill", TrainConfig, restored.run, directory=restored.run, resume=True, quiet=True
@@ -112,10 +116,10 @@ def assess_run(directory: Path, *, background: str, lpips_weights: Path | None) 
             lpips=lpips_metric(lpips_weights),
             background=background,
             sources=restored.sources(),
-            say=typer.echo,
+            say=say,
         )
-    print_judgement(restored.run)
-    typer.echo(f"report: {write_report(restored.run)}")
+    print_judgement(restored.run, as_json=as_json)
+    say(f"report: {write_report(restored.run)}")
 
 
 def ground_truth(config: TrainConfig, teacher: Teacher) -> Views | None:

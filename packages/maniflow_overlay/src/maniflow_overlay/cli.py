@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from loom.cli import JsonOption, application, run_app
+from loom.cli import ExecutorOption, JsonOption, application, run_app
 
 import maniflow_overlay
 from maniflow_overlay import commands_simulation, commands_train
@@ -55,6 +55,14 @@ def overlay_render(
 
     render(picture, path, output, path_only=path_only)
     typer.echo(f"written to {output}")
+
+
+JobsOption = Annotated[
+    int | None, typer.Option("--jobs", min=1, help="Spread over so many jobs.", show_default=False)
+]
+PartOption = Annotated[
+    str | None, typer.Option("--part", help="K/N: only the work of the K-th of N jobs.")
+]
 
 
 paths = typer.Typer(help="Paths from vision-language models.", no_args_is_help=True)
@@ -132,11 +140,23 @@ def paths_parse(
         Path | None,
         typer.Option(help="Folder of frames: each gets the last usable path of its episode."),
     ] = None,
+    jobs: JobsOption = None,
+    executor: ExecutorOption = "local",
+    part: PartOption = None,
 ) -> None:
     """Read the paths out of kept answers, again and without a GPU."""
+    from maniflow_overlay.parts import Spread
     from maniflow_overlay.paths.answer_commands import parse_command
 
-    parse_command(source, output, dialect=dialect, coordinates=coordinates, size=size, frames=hold)
+    parse_command(
+        source,
+        output,
+        dialect=dialect,
+        coordinates=coordinates,
+        size=size,
+        frames=hold,
+        spread=Spread.read(jobs, executor, part),
+    )
 
 
 @paths.command("import-pickles")
@@ -245,14 +265,19 @@ def data_convert(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be converted, and how large.")
     ] = False,
+    jobs: JobsOption = None,
+    executor: ExecutorOption = "local",
+    part: PartOption = None,
 ) -> None:
     """Convert episodes to a frame store; the same command goes on where it was interrupted."""
     from maniflow_overlay.data.commands import convert_command, foresee_command
+    from maniflow_overlay.parts import Spread
 
+    spread = Spread.read(jobs, executor, part)
     if dry_run:
         foresee_command(episodes, task or [], camera, size)
     else:
-        convert_command(episodes, store, task or [], camera, size)
+        convert_command(episodes, store, task or [], camera, size, spread)
 
 
 @data.command("import-zarr")
@@ -291,27 +316,31 @@ def data_attach(
         str | None,
         typer.Option(help="Draw at this WIDTHxHEIGHT and scale down; the notes: 320x240."),
     ] = None,
+    jobs: JobsOption = None,
+    executor: ExecutorOption = "local",
+    part: PartOption = None,
 ) -> None:
     """Draw paths into layers of a frame store, at the store's size if no other is given."""
     from maniflow_overlay.data.commands import attach_command
+    from maniflow_overlay.parts import Spread
 
-    attach_command(store, paths, draw_size)
+    attach_command(store, paths, draw_size, Spread.read(jobs, executor, part))
 
 
 @data.command("inspect")
-def data_inspect(store: Store) -> None:
+def data_inspect(store: Store, as_json: JsonOption = False) -> None:
     """Say what a frame store holds."""
     from maniflow_overlay.data.commands import inspect_command
 
-    inspect_command(store)
+    inspect_command(store, as_json=as_json)
 
 
 @data.command("verify")
-def data_verify(store: Store) -> None:
+def data_verify(store: Store, as_json: JsonOption = False) -> None:
     """Read a frame store whole and hold it against its check sums."""
     from maniflow_overlay.data.commands import verify_command
 
-    verify_command(store)
+    verify_command(store, as_json=as_json)
 
 
 servers = typer.Typer(help="Model servers on this machine.", no_args_is_help=True)

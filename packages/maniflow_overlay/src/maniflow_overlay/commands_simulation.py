@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from loom.cli import Archive, ConfigOption, Overrides, Resume, RunDir
+from loom.cli import Archive, ConfigOption, JsonOption, Overrides, Resume, RunDir
 
 SIMULATED = Path("data/maniflow_overlay/simulated")
 SceneOption = Annotated[str, typer.Option(help="auto, tabletop (MuJoCo) or planar (no GL).")]
@@ -94,9 +94,10 @@ def eval_matrix(
 
 def eval_report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a matrix.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Print the table of a matrix and write its page again."""
     from maniflow_overlay.evaluation.page import print_matrix, write_page
 
-    print_matrix(run)
-    typer.echo(f"report: {write_page(run)}")
+    print_matrix(run, as_json=as_json)
+    typer.echo(f"report: {write_page(run)}", err=as_json)

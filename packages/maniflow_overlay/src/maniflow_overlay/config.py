@@ -78,8 +78,13 @@ class TrainConfig(Config):
     preset: PresetName = "tiny"
     mode: Mode = Field("initial_current", description="on which pictures the path is seen")
     fuse: Fuse = Field("overlay", description="overlay: approach A; concat6: approach B")
-    language: Literal["none", "task"] = Field(
-        "task", description="task: an embedding per task, where the store has more than one"
+    language: Literal["none", "task", "text"] = Field(
+        "task",
+        description="task: an embedding per task, where the store has more than one; text: an "
+        "instruction of the episode, through text_encoder",
+    )
+    text_encoder: Path | None = Field(
+        None, description="folder of a T5 (config.json, tokenizer.json, *.safetensors), kept frozen"
     )
     encoder_weights: Path | None = Field(
         None, description="R3M's r3m_18/model.pt; null: the encoder begins at random"
@@ -144,6 +149,14 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _text_has_an_encoder(self) -> TrainConfig:
+        if self.language == "text" and self.text_encoder is None:
+            raise ValueError("language text needs text_encoder, the local folder of a T5")
+        if self.language != "text" and self.text_encoder is not None:
+            raise ValueError(f"language {self.language} does not use text_encoder; text does")
+        return self
+
+    @model_validator(mode="after")
     def _actions_within_the_horizon(self) -> TrainConfig:
         if not 1 <= self.action_steps <= self.steps_ahead - self.n_obs_steps + 1:
             raise ValueError(
@@ -156,6 +169,9 @@ class TrainConfig(Config):
         """Say what is legal and probably unwanted."""
         if self.mode == "none" and self.fuse == "concat6":
             yield "mode none shows no path: fuse concat6 changes nothing"
+        asked = self.steps != type(self).model_fields["steps"].default
+        if self.num_epochs is not None and asked:
+            yield f"num_epochs {self.num_epochs} decides the length: steps {self.steps} is not used"
 
     def schedules(self) -> Mapping[str, Schedule]:
         """Return the learning rate, where its length does not depend on the data."""

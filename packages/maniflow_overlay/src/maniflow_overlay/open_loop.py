@@ -74,6 +74,7 @@ class OpenLoop:
             data.task,
             initial=None if data.initial is None else as_channels(data.initial, channels),
             seeds=windows,
+            instructions=self._batches.instructions(data.episode),
         )
         answers = {
             "policy": (predicted, recorded),

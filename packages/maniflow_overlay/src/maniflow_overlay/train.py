@@ -26,6 +26,9 @@ from maniflow_overlay.policy.presets import PolicyShape
 from maniflow_overlay.policy.pretrained import load_r3m
 from maniflow_overlay.policy.resnet import ResNet18
 from maniflow_overlay.policy.runtime import Policy, PolicyRecord
+from maniflow_overlay.policy.text_encoder import TextEncoder
+from maniflow_overlay.policy.text_tokens import Instructions
+from maniflow_overlay.stored_instructions import read_instructions
 from maniflow_overlay.training_batches import TrainingBatches
 from maniflow_overlay.watchdog import Watchdog
 
@@ -39,16 +42,20 @@ class TrainingData:
         training: Windows of the training episodes; frame and path apart where pictures vary.
         validation: Windows of the episodes kept back, or of all where none are.
         rows: (n,) rows of the training episodes.
+        instructions: Their tokens, for a policy that takes them.
     """
 
     store: FrameStore
     training: Batches
     validation: Batches
     rows: np.ndarray
+    instructions: Instructions | None = None
 
 
-def policy_shape(config: TrainConfig, store: FrameStore) -> PolicyShape:
-    """Return the shape of the policy that a configuration asks for on a store."""
+def policy_shape(config: TrainConfig, data: TrainingData) -> PolicyShape:
+    """Return the shape of the policy that a configuration asks for on its data."""
+    store = data.store
+    encoder = data.instructions.encoder if data.instructions else None
     return PolicyShape(
         config.preset,
         config.arm,
@@ -61,6 +68,8 @@ def policy_shape(config: TrainConfig, store: FrameStore) -> PolicyShape:
         config.n_obs_steps,
         config.action_steps,
         config.encoder_weights is not None,
+        encoder.width if encoder else 0,
+        encoder.digest if encoder else "",
     )
 
 
@@ -101,12 +110,16 @@ def read_data(config: TrainConfig, run: Run[TrainConfig]) -> TrainingData:
         "episodes kept back"
         + ("" if kept_back.any() else " (none: validation repeats the training episodes)")
     )
-    return TrainingData(store, training, validation, rows)
+    instructions = None
+    if config.text_encoder is not None:
+        instructions = read_instructions(store, TextEncoder(config.text_encoder))
+        run.use("text_encoder", instructions.encoder.digest)
+    return TrainingData(store, training, validation, rows, instructions)
 
 
 def new_policy(config: TrainConfig, data: TrainingData, run: Run[TrainConfig]) -> OverlayPolicy:
     """Make the network, its encoder's weights and its normalisers."""
-    model = OverlayPolicy(policy_shape(config, data.store), run.generator("policy"))
+    model = OverlayPolicy(policy_shape(config, data), run.generator("policy"))
     if config.encoder_weights is not None:
         for trunk in model.encoder.trunks:
             if isinstance(trunk, ResNet18):
@@ -144,10 +157,13 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Policy, FitResult
             f"{total * config.batch_size / len(data.training):.1f} epochs"
         )
         open_loop = OpenLoop(data.validation, data.store.action[data.rows].mean(axis=0))
-        batches = Prefetch(TrainingBatches(data.training, config, state.model.shape, device))
+        batches = Prefetch(
+            TrainingBatches(data.training, config, state.model.shape, device, data.instructions)
+        )
 
         def validate(averaged: OverlayPolicy) -> dict[str, float]:
-            return open_loop.evaluate(policy_of(averaged, config), config.val_windows)
+            policy = policy_of(averaged, config, data.instructions)
+            return open_loop.evaluate(policy, config.val_windows)
 
         try:
             result = fit(
@@ -170,7 +186,7 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Policy, FitResult
             )
         finally:
             batches.close()
-        policy = policy_of(state.ema_model, config)
+        policy = policy_of(state.ema_model, config, data.instructions)
         if run.is_main:
             scores = open_loop.evaluate(policy)
             write_scores(run.path(SCORES), scores, len(data.validation), result.step)
@@ -196,9 +212,16 @@ def _seed_dropout(seed: int, step: int) -> None:
     torch.manual_seed(int(rng.integers(2**62)))
 
 
-def policy_of(model: OverlayPolicy, config: TrainConfig) -> Policy:
+def policy_of(
+    model: OverlayPolicy, config: TrainConfig, instructions: Instructions | None = None
+) -> Policy:
     """Return a network as it is asked in this run."""
-    return Policy(model, inference_steps=config.num_inference_steps, kind=config.target_t)
+    return Policy(
+        model,
+        inference_steps=config.num_inference_steps,
+        kind=config.target_t,
+        instructions=instructions,
+    )
 
 
 def _precision(config: TrainConfig, device: torch.device) -> Precision:

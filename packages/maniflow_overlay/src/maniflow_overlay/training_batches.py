@@ -17,13 +17,19 @@ from maniflow_overlay.policy.augmentation import AugmentTensors, draw_augmentati
 from maniflow_overlay.policy.flow import draw_flow
 from maniflow_overlay.policy.objective import TrainingBatch
 from maniflow_overlay.policy.presets import PolicyShape
+from maniflow_overlay.policy.text_tokens import Instructions, TextTokens
 
 
 class TrainingBatches:
     """`batch(step, shard)` of a training; pure, so it can be called ahead by another thread."""
 
     def __init__(
-        self, batches: Batches, config: TrainConfig, shape: PolicyShape, device: torch.device
+        self,
+        batches: Batches,
+        config: TrainConfig,
+        shape: PolicyShape,
+        device: torch.device,
+        instructions: Instructions | None = None,
     ) -> None:
         """Take the windows' batches and what is drawn beside them.
 
@@ -32,9 +38,10 @@ class TrainingBatches:
             config: Of the run.
             shape: Of the policy.
             device: Where the batch goes.
+            instructions: Their tokens, for a policy that takes them.
         """
         self._batches, self._config, self._shape = batches, config, shape
-        self._device = device
+        self._device, self._instructions = device, instructions
 
     def __call__(self, step: int, shard: Shard) -> TrainingBatch:
         """Return this process's part of a step."""
@@ -72,7 +79,18 @@ class TrainingBatches:
             flow_count=(count - taught) / shard.world,
             consistency_count=taught / shard.world,
             augment=augment,
+            text=self._text(step, own, order, data.episode),
         )
+
+    def _text(
+        self, step: int, own: slice, order: np.ndarray, episodes: np.ndarray
+    ) -> TextTokens | None:
+        """Draw one of each episode's instructions."""
+        if self._instructions is None:
+            return None
+        draw = draw_rng(self._config.seed, step, "instructions").random(self._config.batch_size)
+        texts = self._batches.instructions(episodes, draw[own][order])
+        return self._instructions.tokens(texts).to(self._device)
 
     def _moved(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))

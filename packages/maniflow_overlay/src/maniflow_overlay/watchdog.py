@@ -34,6 +34,7 @@ class Watchdog:
         limit_s: Without a step for so long, the stacks are written.
         silence_s: Without a line for so long, a long step is spoken of.
         long_step_s: How long a step is long.
+        clock: Seconds that only grow; the wall clock may jump.
     """
 
     def __init__(
@@ -45,17 +46,22 @@ class Watchdog:
         limit_s: float,
         silence_s: float = SILENCE_S,
         long_step_s: float = LONG_STEP_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log, self._stacks = directory / LOG_FILE, directory / STACKS
         self._say, self._warn = say, warn
         self._limit_s, self._silence_s, self._long_step_s = limit_s, silence_s, long_step_s
-        self._last = ("the run began", time.monotonic())
+        self._clock = clock
+        self._said = clock()
+        self._last = ("the run began", self._said)
+        self._written = self._log_time()
+        self._dumped: float | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def step_ended(self, step: int) -> None:
         """Note that a step is complete."""
-        self._last = (f"step {step} ended", time.monotonic())
+        self._last = (f"step {step} ended", self._clock())
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -71,21 +77,24 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        said, written, dumped = time.monotonic(), self._written(), None
         while not self._end.wait(min(self._silence_s, self._limit_s) / _POLLS):
-            what, since = self._last
-            now = time.monotonic()  # the wall clock may jump
-            waited = now - since
-            if written != (written := self._written()):
-                said = now
-            if waited >= self._long_step_s and now - said >= self._silence_s:
-                said = now
-                self._say(f"[wait] {waited:.0f} s since {what}; still at work")
-            if waited >= self._limit_s and dumped != since:
-                dumped = since
-                self._dump(waited, what)
+            self.look()
 
-    def _written(self) -> float:
+    def look(self) -> None:
+        """Say or write what is due by now; the thread does this thirty times in each silence."""
+        what, since = self._last
+        now = self._clock()
+        waited = now - since
+        if self._written != (written := self._log_time()):
+            self._said, self._written = now, written
+        if waited >= self._long_step_s and now - self._said >= self._silence_s:
+            self._said = now
+            self._say(f"[wait] {waited:.0f} s since {what}; still at work")
+        if waited >= self._limit_s and self._dumped != since:
+            self._dumped = since
+            self._dump(waited, what)
+
+    def _log_time(self) -> float:
         """Return when the log was last written to, only to see that it was."""
         return self._log.stat().st_mtime if self._log.is_file() else 0.0
 

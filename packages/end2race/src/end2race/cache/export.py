@@ -99,16 +99,10 @@ class Exporter(Generic[B]):
         """
         began = time.monotonic()
         with cache.writing():
-            absent = set(cache.missing(self.keys))
-            todo = [row for row, key in enumerate(self.keys) if key in absent]
-            found = len(self.keys) - len(todo)
-            size = shard_windows(cache.info)
-            shards = [todo[i : i + size] for i in range(0, len(todo), size)]
-            plan = [
-                rows[i : i + self.batch_size]
-                for rows in shards
-                for i in range(0, len(rows), self.batch_size)
-            ]
+            shards = self.shards(cache)
+            todo = sum(map(len, shards))
+            found = len(self.keys) - todo
+            plan = [batch for rows in shards for batch in self._batches(rows)]
             done = found
             answers: list[Outputs] = []
             pending: list[str] = []
@@ -121,7 +115,21 @@ class Exporter(Generic[B]):
                     answers, pending = [], []
                 done += len(rows)
                 say_done(done)
-        return Exported(len(todo), found, time.monotonic() - began)
+        return Exported(todo, found, time.monotonic() - began)
+
+    def shards(self, cache: TeacherCache) -> list[list[int]]:
+        """Cut what a cache lacks into shards: positions in `keys`, in their order."""
+        absent = set(cache.missing(self.keys))
+        todo = [row for row, key in enumerate(self.keys) if key in absent]
+        size = shard_windows(cache.info)
+        return [todo[i : i + size] for i in range(0, len(todo), size)]
+
+    def answers(self, rows: Sequence[int]) -> Outputs:
+        """Answer the windows of one shard, in the batches in which `fill` does."""
+        return _joined(list(self._answers(self._batches(rows))))
+
+    def _batches(self, rows: Sequence[int]) -> list[Sequence[int]]:
+        return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
 
     def verify(
         self,

@@ -223,23 +223,68 @@ class TeacherCache:
                 one window to the next, so that they cannot be stored per frame.
             ValueError: The arrays do not fit the cache.
         """
-        places = [parse_key(key) for key in keys]
         self._check_shapes(keys, values)
         new_windows = [row for row, key in enumerate(keys) if key not in self._windows]
         windows = Records(
             [keys[row] for row in new_windows],
             {name: values[name][new_windows] for name in self._per_window},
         )
-        frames = new_frames(places, values, self.info, self._frames)
+        frames = new_frames([parse_key(key) for key in keys], values, self.info, self._frames)
         if windows.keys or frames.keys:
-            number = self._shards[-1].number + 1 if self._shards else 0
-            write_shard(self.directory, number, self.info, windows, frames)
-            self._take(Shard.open(self.directory, number, self.info))
+            self._write(self.next_number, windows, frames)
         return len(new_windows)
 
+    def commit(
+        self,
+        number: int,
+        keys: Sequence[str],
+        values: Mapping[str, np.ndarray],
+        earlier: Iterable[str],
+    ) -> None:
+        """Commit windows as the shard of a plan whose shards are written in any order.
+
+        Args:
+            number: Of the shard, which is not there yet.
+            keys: n windows, none twice and none of them there.
+            values: As for `append`.
+            earlier: The windows of the plan's earlier shards, there or not; the frames that they
+                show are left to them, so that the bytes are those of an export in order.
+
+        Raises:
+            UserError: As for `append`.
+        """
+        self._check_shapes(keys, values)
+        stored = {segment: set(frames) for segment, frames in self._frames.items()}
+        for segment, start in map(parse_key, earlier):
+            stored.setdefault(segment, set()).update(range(start, start + self.info.seq_len))
+        windows = Records(keys, {name: values[name] for name in self._per_window})
+        frames = new_frames([parse_key(key) for key in keys], values, self.info, stored)
+        self._write(number, windows, frames)
+
+    @property
+    def next_number(self) -> int:
+        """Number that a new shard gets."""
+        return max((shard.number for shard in self._shards), default=-1) + 1
+
+    def windows_of(self, number: int) -> tuple[str, ...] | None:
+        """Return the windows of a shard, or None if there is no such shard."""
+        return next((shard.windows for shard in self._shards if shard.number == number), None)
+
+    def holds_any(self, keys: Iterable[str]) -> bool:
+        """Tell whether a record of any of these windows is there, with its frames or without."""
+        return any(key in self._windows for key in keys)
+
+    def _write(self, number: int, windows: Records, frames: Records) -> None:
+        write_shard(self.directory, number, self.info, windows, frames)
+        self._take(Shard.open(self.directory, number, self.info))
+
     @contextmanager
-    def writing(self) -> Generator[None]:
-        """Hold the cache for one writer, and clear away what a killed one has left.
+    def writing(self, *, together: bool = False) -> Generator[None]:
+        """Hold the cache for writing, and take up what was committed since it was opened.
+
+        Args:
+            together: Others may hold it so as well: the jobs of one plan, each with shards of its
+                own. Alone, a writer also clears away what a killed one has left.
 
         Raises:
             UserError: Another process writes into it.
@@ -248,13 +293,16 @@ class TeacherCache:
             descriptor = os.open(self.directory, os.O_RDONLY)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(
+                    descriptor, (fcntl.LOCK_SH if together else fcntl.LOCK_EX) | fcntl.LOCK_NB
+                )
             except OSError as error:
                 raise UserError(
                     f"{self.directory}: another process writes into this cache",
                     hint="wait until it has ended",
                 ) from error
-            self._sweep()
+            if not together:
+                self._sweep()
             known = {shard.number for shard in self._shards}
             for number in shard_numbers(self.directory):
                 if number not in known:  # committed by another process since this one looked

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from loom.cli import JsonOption
+from loom.cli import ExecutorOption, JsonOption
 from loom.errors import UserError
 
 EMBEDDED_CACHE = Path("data/end2race/teacher-cache")
@@ -50,6 +50,7 @@ DtypeOption = Annotated[Dtype, typer.Option(help="Type of the features on disk."
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
     app.command("export-cache")(export_cache)
+    app.command("export-shards", hidden=True)(export_shards)
     app.add_typer(cache_app, name="cache")
 
 
@@ -95,6 +96,11 @@ def export_cache(
     verify: Annotated[
         bool, typer.Option("--verify", help="Ask the teacher again about some windows.")
     ] = False,
+    executor: ExecutorOption = "local",
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes at once (default: this one, or a whole cluster)."),
+    ] = None,
 ) -> None:
     """Store a teacher's answers on every window of a split: what a student learns from.
 
@@ -122,7 +128,25 @@ def export_cache(
         resume=resume,
         verify=verify,
     )
-    exporting.export_cache(settings, typer.echo)
+    if executor == "local" and jobs in (None, 1):
+        exporting.export_cache(settings, typer.echo)
+        return
+    from loom import jobs as executors
+
+    from end2race.export_jobs import export_with_jobs
+
+    export_with_jobs(settings, executors.executor(executor, jobs), jobs, typer.echo)
+
+
+def export_shards(
+    plan: Annotated[Path, typer.Argument(help="plan-SPLIT.json of an export.")],
+    first: Annotated[int, typer.Argument(min=0, help="Number of the first shard.")],
+    last: Annotated[int, typer.Argument(min=0, help="Number of the last shard.")],
+) -> None:
+    """Write some shards of an export: what its jobs run."""
+    from end2race.export_jobs import export_shards as write_shards
+
+    write_shards(plan, first, last, typer.echo)
 
 
 @cache_app.command()
@@ -149,20 +173,28 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Remove damaged shards; an export refills them.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare every byte with the check sums; exit code 2 if one differs."""
+    import json
+
     from end2race.cache.store import TeacherCache
     from end2race.cache.store import repair as repair_cache
 
     if repair:
         complaints = repair_cache(cache)
-        typer.echo("\n".join([*complaints, f"{len(complaints)} shards removed"]))
+        lines = "\n".join([*complaints, f"{len(complaints)} shards removed"])
+        typer.echo(json.dumps({"removed": complaints}, indent=2) if as_json else lines)
         return
     opened = TeacherCache.open(cache)
     complaints = [complaint for _, complaint in opened.damages()]
+    if as_json:
+        facts = {"windows": len(opened), "bytes": opened.size, "damages": complaints}
+        typer.echo(json.dumps(facts, indent=2))
     if complaints:
         raise UserError("; ".join(complaints), hint="--repair removes them")
-    typer.echo(f"{cache}: {len(opened):,} windows, {opened.size:,} bytes, all as written")
+    if not as_json:
+        typer.echo(f"{cache}: {len(opened):,} windows, {opened.size:,} bytes, all as written")
 
 
 @cache_app.command()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from loom.cli import JsonOption
 from loom.errors import UserError
 
 from end2race.commands.train import CacheDir, CameraRoot, DataRoot
@@ -44,6 +45,7 @@ def eval_teacher(
     csv_path: CsvPath = None,
     json_path: JsonPath = None,
     device: Device = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Compare a teacher's actions with the recorded ones, trivial drivers beside it."""
     _evaluate(
@@ -58,6 +60,7 @@ def eval_teacher(
         csv_path,
         json_path,
         device,
+        as_json,
     )
 
 
@@ -77,6 +80,7 @@ def eval_student(
     csv_path: CsvPath = None,
     json_path: JsonPath = None,
     device: Device = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Compare a student's actions with the recorded ones, and with its teacher's."""
     _evaluate(
@@ -91,6 +95,7 @@ def eval_student(
         csv_path,
         json_path,
         device,
+        as_json,
         teacher_cache_dir,
         camera_root,
     )
@@ -108,9 +113,12 @@ def _evaluate(
     csv_path: Path | None,
     json_path: Path | None,
     device: str,
+    as_json: bool,
     cache_dir: Path | None = None,
     camera_root: Path | None = None,
 ) -> None:
+    from functools import partial
+
     from end2race.evaluation_run import evaluate_driver
 
     evaluate_driver(
@@ -127,7 +135,8 @@ def _evaluate(
         json_path=json_path,
         device=device,
         cache_dir=cache_dir,
-        say=typer.echo,
+        as_json=as_json,
+        say=partial(typer.echo, err=as_json),
     )
 
 

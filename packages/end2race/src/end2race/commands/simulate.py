@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from loom.cli import Archive, Overrides, RunDir
+from loom.cli import Archive, JsonOption, Overrides, RunDir
 from loom.errors import UserError
 
 
@@ -113,11 +113,14 @@ def drive(
     json_path: Annotated[
         Path | None, typer.Option("--json-path", help="Write every race as JSON.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Race in closed loop on tracks that no training has seen, beside the baselines.
 
     Without --ckpt only the baselines drive: copycat, constant command, expert.
     """
+    from functools import partial
+
     from loom.drawing import print_table
     from loom.film import require_film_name, write_film
 
@@ -138,11 +141,12 @@ def drive(
     drivers |= baselines()
     first = next(iter(drivers))
     filmed = first if video is not None else None
-    heats = race_day(drivers, setting, blank=blank, film=filmed, say=typer.echo)
-    print_table(COLUMNS, score_rows(scores(heats)))
+    say = partial(typer.echo, err=as_json)
+    heats = race_day(drivers, setting, blank=blank, film=filmed, say=say)
+    print_table(COLUMNS, score_rows(scores(heats)), as_json=as_json)
     film = heats[first].film
     if video is not None and film is not None:
-        typer.echo(f"video of {first}: {write_film(video, film.frames, CONTROL_HZ, quality=60)}")
+        say(f"video of {first}: {write_film(video, film.frames, CONTROL_HZ, quality=60)}")
     if json_path is not None:
         write_results(json_path, heats)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +14,22 @@ from loom.errors import UserError
 from loom.files import explained, sha256_file
 from loom.progress import Progress
 
-from maniflow_overlay.data.convert import Rows, Source, convert
-from maniflow_overlay.data.frame_store import FrameStore, StoreShape
-from maniflow_overlay.data.path_layers import FOLDER, PathLayers, write_layers
+from maniflow_overlay.data.convert import Rows, Source, convert, require_unfinished
+from maniflow_overlay.data.convert_parts import from_parts
+from maniflow_overlay.data.frame_store import MANIFEST, FrameStore, StoreShape
+from maniflow_overlay.data.path_layers import (
+    FOLDER,
+    OFFSET,
+    PathLayers,
+    draw_layers,
+    join_layers,
+    write_layers,
+)
 from maniflow_overlay.data.robotwin import VECTOR, EpisodeFile, find_episodes, read_episode
 from maniflow_overlay.data.synthetic import Scene, write_task
 from maniflow_overlay.data.zarr_files import ZarrEpisodes, export_zarr, read_zarr
 from maniflow_overlay.overlay.pictures import write_png_bgr
+from maniflow_overlay.parts import ALONE, Spread, remove_parts, run_parts
 from maniflow_overlay.paths.frames import FrameKey
 from maniflow_overlay.paths.oracle import oracle_path
 from maniflow_overlay.paths.table import ORACLE, PathRow, read_paths, write_paths
@@ -96,13 +106,35 @@ def oracle_command(
     typer.echo(f"{len(rows)} paths of {points:.1f} points on average written to {output}")
 
 
-def convert_command(root: Path, store: Path, tasks: Sequence[str], camera: str, size: str) -> None:
-    """Convert RoboTwin 2.0 episodes to a frame store."""
-    sources = [
+def convert_command(
+    root: Path,
+    store: Path,
+    tasks: Sequence[str],
+    camera: str,
+    size: str,
+    spread: Spread = ALONE,
+) -> None:
+    """Convert RoboTwin 2.0 episodes to a frame store, or one part of them to a part of it."""
+    sources: Sequence[Source] = [
         Source(file.task, file.number, file.path, _reader(file, camera))
         for file in find_episodes(root, tasks)
     ]
+    if spread.part is not None:
+        folder = spread.part.path(store)
+        if not (folder / MANIFEST).is_file():  # a job that was ended after its work was done
+            _convert(spread.part.of(sources), folder, size, VECTOR, {"camera": camera})
+        return
+    if spread.jobs is not None:
+        require_unfinished(store)
+        command = ["data", "convert", root.absolute(), store.absolute()]
+        command += [word for task in tasks for word in ("--task", task)]
+        command += ["--camera", camera, "--size", size]
+        jobs = min(spread.jobs, len(sources))
+        parts = run_parts(command, store, jobs, spread.executor, made=MANIFEST, say=typer.echo)
+        sources = from_parts(sources, parts)
     _convert(sources, store, size, VECTOR, {"camera": camera})
+    if spread.jobs is not None:
+        remove_parts(store)
 
 
 def foresee_command(root: Path, tasks: Sequence[str], camera: str, size: str) -> None:
@@ -180,7 +212,9 @@ def _convert(
     inspect_command(store)
 
 
-def attach_command(store: Path, paths: Path, draw_size: str | None = None) -> None:
+def attach_command(
+    store: Path, paths: Path, draw_size: str | None = None, spread: Spread = ALONE
+) -> None:
     """Draw the paths of a file into layers of a store, at its size or scaled down from another."""
     drawn_at = read_size(draw_size) if draw_size else None
     opened = FrameStore(store)
@@ -196,13 +230,26 @@ def attach_command(store: Path, paths: Path, draw_size: str | None = None) -> No
             hint="tasks and episode numbers must be those of the store",
         )
     drawn = [row.path if row else None for row in rows]
+    layers = store / FOLDER
+    if spread.part is not None:
+        draw_layers(opened, spread.part.of(drawn), spread.part.path(layers), drawn_at=drawn_at)
+        return
     statuses = [row.status if row else "absent" for row in rows]
     about = f"{paths.name} {sha256_file(paths)}"
-    counts = write_layers(opened, drawn, statuses, about, drawn_at=drawn_at)
+    if spread.jobs is None:
+        counts = write_layers(opened, drawn, statuses, about, drawn_at=drawn_at)
+    else:
+        command = ["data", "attach-paths", store.absolute(), paths.absolute()]
+        command += ["--draw-size", draw_size] if draw_size else []
+        parts = run_parts(
+            command, layers, spread.jobs, spread.executor, made=OFFSET, say=typer.echo
+        )
+        counts = join_layers(opened, parts, statuses, about, drawn_at=drawn_at)
+        remove_parts(layers)
     print_table(["status", "frames"], list(counts.items()))
 
 
-def inspect_command(store: Path) -> None:
+def inspect_command(store: Path, *, as_json: bool = False) -> None:
     """Print what a store holds."""
     opened = FrameStore(store)
     tasks = dict.fromkeys(episode.task for episode in opened.episodes)
@@ -210,24 +257,41 @@ def inspect_command(store: Path) -> None:
     for task in tasks:
         lengths = [episode.rows for episode in opened.episodes if episode.task == task]
         rows.append([task, len(lengths), sum(lengths), min(lengths), max(lengths)])
-    print_table(["task", "episodes", "frames", "shortest", "longest"], rows)
+    columns = ["task", "episodes", "frames", "shortest", "longest"]
     shape = opened.shape
-    size = len(opened) * shape.frame_bytes / 1e9
-    typer.echo(f"{len(opened)} frames of {shape.width}x{shape.height}, {size:.2f} GB in {store}")
-    if (store / FOLDER).is_dir():
-        counts = PathLayers(opened).counts
+    size = len(opened) * shape.frame_bytes
+    counts = PathLayers(opened).counts if (store / FOLDER).is_dir() else {}
+    if as_json:
+        facts = {
+            "frames": len(opened),
+            "width": shape.width,
+            "height": shape.height,
+            "bytes": size,
+            "tasks": [dict(zip(columns, row, strict=True)) for row in rows],
+            "paths": dict(counts),
+        }
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    print_table(columns, rows)
+    typer.echo(
+        f"{len(opened)} frames of {shape.width}x{shape.height}, {size / 1e9:.2f} GB in {store}"
+    )
+    if counts:
         typer.echo("paths: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
-def verify_command(store: Path) -> None:
+def verify_command(store: Path, *, as_json: bool = False) -> None:
     """Read a store whole and hold it against its check sums."""
     opened = FrameStore(store)
     complaints = opened.verify()
     if (store / FOLDER).is_dir():
         complaints += PathLayers(opened).verify()
+    if as_json:
+        typer.echo(json.dumps({"frames": len(opened), "damages": complaints}, indent=2))
     if complaints:
         raise UserError("; ".join(complaints), hint="convert again, or attach the paths again")
-    typer.echo(f"{store}: {len(opened)} frames, all as they were written")
+    if not as_json:
+        typer.echo(f"{store}: {len(opened)} frames, all as they were written")
 
 
 def export_command(store: Path, output: Path, *, raw: bool, as_bytes: bool) -> None:

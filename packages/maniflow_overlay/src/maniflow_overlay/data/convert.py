@@ -96,8 +96,7 @@ def convert(
     """
     settings = {**asdict(shape), **about}
     with _only_writer(folder):
-        if (folder / MANIFEST).is_file():
-            raise UserError(f"{folder} is a finished store", hint="give another folder")
+        require_unfinished(folder)
         episodes = _complete(folder, sources, settings)
         _cut_back(folder, shape, episodes)
         if episodes:
@@ -111,6 +110,16 @@ def convert(
         write_manifest(folder, shape, episodes)
         (folder / JOURNAL).unlink()
     return len(episodes) - before
+
+
+def require_unfinished(folder: Path) -> None:
+    """Refuse to convert into a store that is whole.
+
+    Raises:
+        UserError: It is.
+    """
+    if (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} is a finished store", hint="give another folder")
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from loom.errors import UserError
@@ -51,34 +52,117 @@ def write_layers(
     Returns:
         Rows by status.
     """
-    if len(paths) != len(store) or len(statuses) != len(store):
+    if len(paths) != len(store):
         raise ValueError(f"{len(paths)} paths for {len(store)} rows")
-    folder = store.folder / FOLDER
-    with explained(folder):
-        folder.mkdir(exist_ok=True)
-        (folder / STATUS).unlink(missing_ok=True)  # without it there are no layers
-    offset = np.zeros(len(store) + 1, "<i8")
+    draw_layers(store, paths, _cleared(store), drawn_at=drawn_at)
+    return _complete(store, statuses, source, drawn_at)
+
+
+def draw_layers(
+    store: FrameStore,
+    paths: Sequence[GripperPath | None],
+    folder: Path,
+    *,
+    drawn_at: tuple[int, int] | None = None,
+) -> None:
+    """Draw the paths of successive rows of a store into `layers.bin` and `offset.i64`.
+
+    Args:
+        store: Its size is drawn for.
+        paths: One per row, None where there is none.
+        folder: Gets the files, the offsets last.
+        drawn_at: As for `write_layers`.
+    """
     size = drawn_at or (store.shape.width, store.shape.height)
     last: tuple[GripperPath | None, bytes] = (None, b"")
-    temporary = folder / f".{LAYERS}.tmp"
-    with explained(temporary), temporary.open("wb") as stream:
-        for row, path in enumerate(paths):
+    lengths = []
+    with _whole(folder / LAYERS) as stream:
+        for path in paths:
             if path != last[0]:  # held paths are drawn once
                 last = (path, _packed(path, store, size))
             stream.write(last[1])
-            offset[row + 1] = offset[row] + len(last[1])
+            lengths.append(len(last[1]))
+    _write_offsets(folder, lengths)
+
+
+def join_layers(
+    store: FrameStore,
+    parts: Sequence[Path],
+    statuses: Sequence[str],
+    source: str,
+    *,
+    drawn_at: tuple[int, int] | None = None,
+) -> dict[str, int]:
+    """Make the layers of a store of what `draw_layers` wrote for all of its rows, part by part.
+
+    Raises:
+        UserError: A part is damaged, or they are not all of the rows.
+    """
+    folder = _cleared(store)
+    lengths: list[int] = []
+    with _whole(folder / LAYERS) as stream:
+        for part in parts:
+            with explained(part):
+                offset = np.fromfile(part / OFFSET, "<i8")
+                content = (part / LAYERS).read_bytes()
+            if len(offset) == 0 or offset[-1] != len(content):
+                raise UserError(f"{part} is damaged", hint=f"remove {part.parent}")
+            stream.write(content)
+            lengths += np.diff(offset).tolist()
+    if len(lengths) != len(store):
+        raise UserError(
+            f"{len(lengths)} rows in the parts of {store.folder}, it has {len(store)}",
+            hint=f"remove {parts[0].parent}",
+        )
+    _write_offsets(folder, lengths)
+    return _complete(store, statuses, source, drawn_at)
+
+
+def _cleared(store: FrameStore) -> Path:
+    """Return the folder of the layers; without a status there are none."""
+    folder = store.folder / FOLDER
+    with explained(folder):
+        folder.mkdir(exist_ok=True)
+        (folder / STATUS).unlink(missing_ok=True)
+    return folder
+
+
+@contextmanager
+def _whole(path: Path) -> Generator[BinaryIO]:
+    """Write a large file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(temporary), temporary.open("wb") as stream:
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
-    with explained(folder):
-        temporary.replace(folder / LAYERS)
-    write_atomic(folder / OFFSET, offset.tobytes())
+    with explained(path):
+        temporary.replace(path)
+
+
+def _write_offsets(folder: Path, lengths: Sequence[int]) -> None:
+    offset = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    write_atomic(folder / OFFSET, offset.astype("<i8").tobytes())
+
+
+def _complete(
+    store: FrameStore,
+    statuses: Sequence[str],
+    source: str,
+    drawn_at: tuple[int, int] | None,
+) -> dict[str, int]:
+    """Write the status, which makes the files the layers of a store; return rows by status."""
+    if len(statuses) != len(store):
+        raise ValueError(f"{len(statuses)} statuses for {len(store)} rows")
+    folder = store.folder / FOLDER
     counts = dict(sorted(Counter(statuses).items()))
     status = {
         "version": VERSION,
         "width": store.shape.width,
         "height": store.shape.height,
         "source": source,
-        "drawn_at": list(size),
+        "drawn_at": list(drawn_at or (store.shape.width, store.shape.height)),
         "rows": counts,
         "layers_sha256": sha256_file(folder / LAYERS),
         "offset_sha256": sha256_file(folder / OFFSET),

@@ -361,14 +361,17 @@ def _instructions_beside(path: Path) -> tuple[str, ...]:
 
 
 def _instructions(content: Any, place: str) -> tuple[str, ...]:
-    """Take the texts out of `{"seen": [...], "unseen": [...]}`, a list or a single text."""
+    """Take the texts out of `{"seen": [...], "unseen": [...]}`, a list or a single text.
+
+    RoboTwin keeps its unseen texts back for tests, so they are left out where there are seen ones.
+    """
     text = content.decode() if isinstance(content, bytes) else str(content)
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
         raise UserError(f"{place}: the instructions are not JSON") from None
     if isinstance(value, dict):
-        value = [*value.get("seen", []), *value.get("unseen", [])]
+        value = value.get("seen") or value.get("unseen", [])
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{place}: the instructions are not a list of texts")

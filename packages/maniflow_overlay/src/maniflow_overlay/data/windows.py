@@ -94,6 +94,7 @@ class Batch(NamedTuple):
         state: (B, observed, 14) float32.
         action: (B, horizon, 14) float32.
         task: (B,) int64, which of the store's tasks.
+        episode: (B,) int64, which of the store's episodes.
     """
 
     current: np.ndarray
@@ -101,6 +102,7 @@ class Batch(NamedTuple):
     state: np.ndarray
     action: np.ndarray
     task: np.ndarray
+    episode: np.ndarray
 
 
 class Batches:
@@ -156,13 +158,29 @@ class Batches:
         initial = None
         if self._arm.sees_initial:
             initial = self._pictures(first, drawn=True)
+        episode = self._store.episode_of(first)
         return Batch(
             current.reshape(*seen.shape, *current.shape[1:]),
             initial,
             self._store.state[seen],
             self._store.action[rows],
-            self._store.task_of_episode[self._store.episode_of(first)],
+            self._store.task_of_episode[episode],
+            episode,
         )
+
+    def instructions(self, episodes: np.ndarray, draw: np.ndarray | None = None) -> list[str]:
+        """Return an instruction for each of some episodes; empty where an episode has none.
+
+        Args:
+            episodes: (n,) which of the store's episodes.
+            draw: (n,) in [0, 1), chooses one of an episode's texts; None takes the first.
+        """
+        shares = np.zeros(len(episodes)) if draw is None else draw
+        chosen = []
+        for number, share in zip(episodes.tolist(), shares.tolist(), strict=True):
+            texts = self._store.episodes[number].instructions
+            chosen.append(texts[int(share * len(texts))] if texts else "")
+        return chosen
 
     def _pictures(self, rows: np.ndarray, *, drawn: bool) -> np.ndarray:
         """Return (n, pictures, H, W, 3)."""

@@ -18,7 +18,15 @@ from maniflow_overlay.evaluation.rollout import Episode, View
 from maniflow_overlay.overlay.drawing import draw_path_rgb, path_image_rgb
 from maniflow_overlay.sim.expert import expert
 from maniflow_overlay.sim.planar import Planar
-from maniflow_overlay.sim.scene import REACH_M, STEPS, TIP_HIGH_M, TIP_LOW_M, success, vector_of
+from maniflow_overlay.sim.scene import (
+    INSTRUCTIONS,
+    REACH_M,
+    STEPS,
+    TIP_HIGH_M,
+    TIP_LOW_M,
+    success,
+    vector_of,
+)
 
 _ELSEWHERE = 500_000_000  # seeds of layouts that nothing else is played in
 
@@ -59,6 +67,7 @@ class AskedPolicy(Protocol):
         *,
         initial: np.ndarray | None = None,
         seeds: Sequence[int] | np.ndarray | None = None,
+        instructions: Sequence[str] | None = None,
     ) -> np.ndarray:
         """Predict (n, steps, 14) actions."""
         ...
@@ -113,7 +122,8 @@ class PolicyActor:
         task = np.array([numbers.get(e.condition.task, 0) for e in episodes], np.int64)
         # The same episode at the same step begins from the same noise, whichever arm plays it.
         seeds = [e.seed * STEPS + e.scene.steps for e in episodes]
-        return policy.act(images, state, task, initial=initial, seeds=seeds)
+        texts = [INSTRUCTIONS[episode.condition.task][0] for episode in episodes]
+        return policy.act(images, state, task, initial=initial, seeds=seeds, instructions=texts)
 
 
 class Expert:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import typer
 from loom.drawing import print_table
 from loom.files import write_json
 from loom.report import Report
@@ -53,9 +54,12 @@ def rate_table(found: Sequence[Rate], columns: Sequence[Condition]) -> list[list
     return [[arm, *cells] for arm, cells in rows.items()]
 
 
-def print_matrix(folder: Path) -> None:
-    """Print the rates."""
+def print_matrix(folder: Path, *, as_json: bool = False) -> None:
+    """Print the rates; as JSON also the comparisons, as `summary` has them."""
     cells = read_cells(folder / FOLDER / CELLS)
+    if as_json:
+        typer.echo(json.dumps(summary(cells), indent=2))
+        return
     for task, columns in _by_task(cells).items():
         titles = ["arm", *(title(condition) for condition in columns)]
         print_table([task, *titles[1:]], rate_table(rates(cells), columns))

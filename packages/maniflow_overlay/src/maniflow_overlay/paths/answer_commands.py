@@ -9,6 +9,7 @@ import typer
 from loom.drawing import print_table
 from loom.errors import UserError
 
+from maniflow_overlay.parts import ALONE, WHOLE, Part, Spread, remove_parts, run_parts
 from maniflow_overlay.paths.frames import find_frames
 from maniflow_overlay.paths.journal import RAW
 from maniflow_overlay.paths.old_pickles import import_pickles
@@ -32,19 +33,42 @@ def parse_command(
     coordinates: str | None,
     size: str,
     frames: Path | None,
+    spread: Spread = ALONE,
 ) -> None:
     """Read answers, write paths, print the table."""
-    if (source / RAW).is_file():
-        rows = parse_journal(source)
+    if spread.jobs is not None:
+        command = ["paths", "parse", source.absolute(), output.absolute()]
+        command += ["--dialect", dialect, "--size", size]
+        command += ["--coordinates", coordinates] if coordinates else []
+        parts = run_parts(command, output, spread.jobs, spread.executor, say=typer.echo)
+        rows = [row for part in parts for row in read_paths(part)]
     else:
-        numbers = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
-        if not numbers:
-            raise UserError(f"the size {size!r} is not WIDTHxHEIGHT", hint="as in 320x240")
-        shape = (int(numbers[1]), int(numbers[2]))
-        rows = parse_texts(source, read_dialect(dialect), size=shape, space=read_space(coordinates))
+        rows = _parsed(source, dialect, coordinates, size, spread.part or WHOLE)
+    if spread.part is not None:
+        write_paths(spread.part.path(output), rows)
+        return
     if frames is not None:
         rows = hold(rows, [frame.key for frame in find_frames(frames)])
     _write(output, rows)
+    if spread.jobs is not None:
+        remove_parts(output)
+
+
+def _parsed(
+    source: Path, dialect: str, coordinates: str | None, size: str, part: Part
+) -> list[PathRow]:
+    if (source / RAW).is_file():
+        return parse_journal(source, part)
+    numbers = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
+    if not numbers:
+        raise UserError(f"the size {size!r} is not WIDTHxHEIGHT", hint="as in 320x240")
+    return parse_texts(
+        source,
+        read_dialect(dialect),
+        size=(int(numbers[1]), int(numbers[2])),
+        space=read_space(coordinates),
+        part=part,
+    )
 
 
 def import_command(root: Path, output: Path) -> None:

@@ -18,6 +18,7 @@ from loom.errors import UserError
 from loom.files import explained, read_text, write_atomic
 
 from maniflow_overlay.gripper_path import GripperPath, path_from_rows
+from maniflow_overlay.parts import WHOLE, Part
 from maniflow_overlay.paths.frames import FrameKey
 from maniflow_overlay.paths.grammar import Dialect, ParsedAnswer, Space, Status, parse_answer
 from maniflow_overlay.paths.journal import RAW, read_events
@@ -104,8 +105,12 @@ def _read_row(line: str, place: str) -> PathRow:
     return PathRow(key, fields["status"], path, repairs, interest, held_from)
 
 
-def parse_journal(folder: Path) -> list[PathRow]:
+def parse_journal(folder: Path, part: Part = WHOLE) -> list[PathRow]:
     """Read every answer of a journal again and keep the best of each frame.
+
+    Args:
+        folder: Of the journal.
+        part: Of its frames, in their order.
 
     Raises:
         UserError: The journal is damaged, or it asked one frame in two ways.
@@ -128,11 +133,13 @@ def parse_journal(folder: Path) -> list[PathRow]:
             answers.setdefault(key, []).append(event)
         elif event["event"] == "failed" and event.get("terminal"):
             failures[key] = event["status"]
-    rows = [
-        _best(key, [_reread(event, questions, folder) for event in events])
-        for key, events in answers.items()
-    ]
-    rows += [PathRow(key, status, None) for key, status in failures.items() if key not in answers]
+    rows = []
+    for key in part.of(sorted(answers.keys() | failures.keys())):
+        if key in answers:
+            parsed = [_reread(event, questions, folder) for event in answers[key]]
+            rows.append(_best(key, parsed))
+        else:
+            rows.append(PathRow(key, failures[key], None))
     return rows
 
 
@@ -171,7 +178,12 @@ _EPISODE = re.compile(r"episode_?(\d{1,9})")
 
 
 def parse_texts(
-    root: Path, dialect: Dialect, *, size: tuple[int, int], space: Space | None = None
+    root: Path,
+    dialect: Dialect,
+    *,
+    size: tuple[int, int],
+    space: Space | None = None,
+    part: Part = WHOLE,
 ) -> list[PathRow]:
     """Read answers that lie as text files: `TASK/episode_07/raw_outputs/raw_frame_0042.txt`.
 
@@ -180,25 +192,27 @@ def parse_texts(
         dialect: Who answered. PEEK saw the central square of the picture.
         size: Width and height of the frames.
         space: What coordinates mean, if not the dialect's default.
+        part: Of the files, in the order of their names.
 
     Raises:
         UserError: There are no such files.
     """
-    rows = []
-    square = 384 if dialect is Dialect.PEEK else None
-    question = {"dialect": dialect, "square": square, "space": space}
+    files = []
     for path in sorted(root.glob("*/episode*/raw_outputs/*.txt")):
         episode, frame = _EPISODE.fullmatch(path.parts[-3]), _RAW_TEXT.fullmatch(path.name)
-        if not episode or not frame:
-            continue
-        key = FrameKey(path.parts[-4], int(episode[1]), int(frame[1]))
-        event = {"question": "", "size": size, "text": read_text(path)}
-        rows.append(_best(key, [_reread(event, {"": question}, root)]))
-    if not rows:
+        if episode and frame:
+            files.append((FrameKey(path.parts[-4], int(episode[1]), int(frame[1])), path))
+    if not files:
         raise UserError(
             f"{root}: no answers",
             hint=f"expected {RAW}, or TASK/episode_07/raw_outputs/raw_frame_0042.txt",
         )
+    square = 384 if dialect is Dialect.PEEK else None
+    question = {"dialect": dialect, "square": square, "space": space}
+    rows = []
+    for key, path in part.of(files):
+        event = {"question": "", "size": size, "text": read_text(path)}
+        rows.append(_best(key, [_reread(event, {"": question}, root)]))
     return rows
 
 

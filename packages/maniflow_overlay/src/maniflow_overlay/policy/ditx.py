@@ -75,13 +75,16 @@ class CrossAttention(nn.Module):
         self.k_norm = nn.LayerNorm(shape.width // shape.heads)
         self.proj = nn.Linear(shape.width, shape.width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Map (B, T, width) and (B, L, width) to (B, T, width)."""
+    def forward(self, x: Tensor, context: Tensor, there: Tensor | None) -> Tensor:
+        """Map (B, T, width), (B, L, width) and which of L count, (B, L), to (B, T, width)."""
         query = self.q_norm(_heads(self.q(x), self.heads))
         key, value = (_heads(part, self.heads) for part in self.kv(context).chunk(2, dim=-1))
         key = self.k_norm(key)
         mixed = functional.scaled_dot_product_attention(
-            query.to(value.dtype), key.to(value.dtype), value
+            query.to(value.dtype),
+            key.to(value.dtype),
+            value,
+            attn_mask=None if there is None else there[:, None, None],
         )
         return self.proj(_joined(mixed))
 
@@ -99,11 +102,19 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        """Map (B, T, width) to the same; `time` is (B, width), `context` (B, L, width)."""
+    def forward(self, x: Tensor, time: Tensor, context: Tensor, there: Tensor | None) -> Tensor:
+        """Map (B, T, width) to the same.
+
+        Args:
+            x: The actions' tokens.
+            time: (B, width).
+            context: (B, L, width).
+            there: (B, L) bool, which of them count; None: all.
+        """
         pieces = self.modulation(functional.silu(time))[:, None].chunk(_PIECES, dim=-1)
         x = x + pieces[2] * self.self_attention(_modulated(x, pieces[0], pieces[1]))
-        x = x + pieces[5] * self.cross_attention(_modulated(x, pieces[3], pieces[4]), context)
+        seen = self.cross_attention(_modulated(x, pieces[3], pieces[4]), context, there)
+        x = x + pieces[5] * seen
         hidden = functional.gelu(self.fc1(_modulated(x, pieces[6], pieces[7])), approximate="tanh")
         return x + pieces[8] * self.fc2(hidden)
 
@@ -137,6 +148,7 @@ class Ditx(nn.Module):
         step_size: Tensor,
         context: Tensor,
         extra: Tensor | None = None,
+        there: Tensor | None = None,
     ) -> Tensor:
         """Return the velocity.
 
@@ -146,6 +158,7 @@ class Ditx(nn.Module):
             step_size: (B,) in [0, 1], how far the step will go.
             context: (B, L, context_dim) with L of at most `context_length`.
             extra: (B, K, width), context that has the network's width already.
+            there: (B, L + K) bool, which of both there are; None: all.
 
         Returns:
             (B, horizon, action_dim).
@@ -156,7 +169,7 @@ class Ditx(nn.Module):
             seen = torch.cat([seen, extra.to(seen.dtype)], dim=1)
         code = self.adaptor(torch.cat([self.time(time), self.step_size(step_size)], dim=-1))
         for block in self.blocks:
-            x = block(x, code, seen)
+            x = block(x, code, seen, there)
         return self.out(functional.gelu(self.out_hidden(self.out_norm(x)), approximate="tanh"))
 
     def _draw(self, generator: torch.Generator, silent: list[nn.Linear]) -> None:

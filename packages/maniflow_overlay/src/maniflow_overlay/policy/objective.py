@@ -16,6 +16,7 @@ from maniflow_overlay.policy.augmentation import AugmentTensors
 from maniflow_overlay.policy.flow import StepKind, asked_step, between, consistency_target
 from maniflow_overlay.policy.model import OverlayPolicy
 from maniflow_overlay.policy.pictures import plain, varied
+from maniflow_overlay.policy.text_tokens import TextTokens
 
 
 class TrainingBatch(NamedTuple):
@@ -34,6 +35,7 @@ class TrainingBatch(NamedTuple):
         flow_count: By what its sum is divided.
         consistency_count: By what the other one is divided.
         augment: How pictures are changed; None leaves them as they are.
+        text: Instructions, for a policy that takes them.
     """
 
     current: Tensor
@@ -48,6 +50,7 @@ class TrainingBatch(NamedTuple):
     flow_count: float
     consistency_count: float
     augment: AugmentTensors | None
+    text: TextTokens | None = None
 
 
 class FlowObjective:
@@ -62,7 +65,7 @@ class FlowObjective:
         with torch.no_grad():
             pictures = _pictures(model, batch)
             actions = model.normalise_action(batch.action)
-        context = model.context(*pictures, batch.state, batch.task)
+        context = model.context(*pictures, batch.state, batch.task, batch.text)
         taught = slice(batch.flow_samples, None)
         target = actions - batch.noise
         if batch.consistency_count:

@@ -113,6 +113,8 @@ class PolicyShape:
         observed: Steps that are looked at.
         action_steps: Actions that are carried out before it looks again.
         pretrained: Whether the encoder takes weights with batch statistics.
+        text_width: Numbers of an instruction's token; 0: it takes no instructions.
+        text_encoder: Digest of the encoder that the tokens come from.
     """
 
     preset: PresetName
@@ -126,6 +128,8 @@ class PolicyShape:
     observed: int = 2
     action_steps: int = 15
     pretrained: bool = False
+    text_width: int = 0
+    text_encoder: str = ""
 
     def __post_init__(self) -> None:
         last = self.observed - 1 + self.action_steps

@@ -79,20 +79,38 @@ def load_r3m(model: ResNet18, path: Path) -> None:
     channels = own["conv1.weight"].shape[1]
     if stem is not None and stem.ndim == 4 and stem.shape[1] == 3 and channels > 3:
         trunk["conv1.weight"] = widen_stem(stem, channels)
+    require_fit(path, own, trunk, "a ResNet-18", hint=_HINT)
+    model.load_state_dict(trunk)
+
+
+def require_fit(
+    path: Path, own: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str, *, hint: str
+) -> None:
+    """Hold the tensors of a file against those of a network.
+
+    Args:
+        path: Named in the complaint.
+        own: The network's; only names and shapes are looked at.
+        found: The file's.
+        what: The network, in words.
+        hint: The remedy.
+
+    Raises:
+        UserError: A tensor is missing, has another shape, is not finite or does not belong there.
+    """
     complaints = []
-    for key in sorted(own.keys() | trunk.keys()):
-        if key not in trunk:
+    for key in sorted(own.keys() | found.keys()):
+        if key not in found:
             complaints.append(f"{key} is missing")
         elif key not in own:
             complaints.append(f"{key} does not belong there")
-        elif own[key].shape != trunk[key].shape:
+        elif own[key].shape != found[key].shape:
             complaints.append(
-                f"{key} is {tuple(trunk[key].shape)}, expected {tuple(own[key].shape)}"
+                f"{key} is {tuple(found[key].shape)}, expected {tuple(own[key].shape)}"
             )
-        elif trunk[key].is_floating_point() and not bool(trunk[key].isfinite().all()):
+        elif found[key].is_floating_point() and not bool(found[key].isfinite().all()):
             complaints.append(f"{key} is not finite")
     if complaints:
         shown = "; ".join(complaints[:3])
         more = f" and {len(complaints) - 3} more" if len(complaints) > 3 else ""
-        raise UserError(f"{path} does not fit a ResNet-18: {shown}{more}", hint=_HINT)
-    model.load_state_dict(trunk)
+        raise UserError(f"{path} does not fit {what}: {shown}{more}", hint=hint)

@@ -26,6 +26,8 @@ from maniflow_overlay.policy.flow import StepKind, euler
 from maniflow_overlay.policy.model import OverlayPolicy
 from maniflow_overlay.policy.pictures import as_input
 from maniflow_overlay.policy.presets import PolicyShape
+from maniflow_overlay.policy.text_encoder import TextEncoder
+from maniflow_overlay.policy.text_tokens import Instructions, TextTokens
 
 _AT_A_TIME = 64
 
@@ -43,7 +45,7 @@ class PolicyRecord:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Refuse a checkpoint of another shape."""
-        if state != self.state_dict():
+        if _shape(state, "the checkpoint") != self.shape:
             raise UserError(
                 f"the checkpoint is of another policy: {state}, now {self.state_dict()}",
                 hint="resume with the store and the settings that the run began with",
@@ -56,13 +58,18 @@ def shape_of(loaded: Loaded) -> PolicyShape:
     Raises:
         UserError: The checkpoint is not one of a policy.
     """
+    return _shape(loaded.state.get("extras", {}).get("policy"), str(loaded.path))
+
+
+def _shape(state: Any, place: str) -> PolicyShape:
+    """Make a shape of its plain values; fields that a checkpoint does not have yet are defaults."""
     try:
-        fields: dict[str, Any] = dict(loaded.state["extras"]["policy"])
+        fields: dict[str, Any] = dict(state)
         arm, tasks = Arm(**fields.pop("arm")), tuple(fields.pop("tasks"))
         return PolicyShape(arm=arm, tasks=tasks, **fields)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{loaded.path} is no checkpoint of a policy ({error!r})",
+            f"{place} is no checkpoint of a policy ({error!r})",
             hint="give a run of `maniflow-overlay train`",
         ) from error
 
@@ -71,12 +78,21 @@ class Policy:
     """A network with what is needed to ask it."""
 
     def __init__(
-        self, model: OverlayPolicy, *, inference_steps: int, kind: StepKind = "relative"
+        self,
+        model: OverlayPolicy,
+        *,
+        inference_steps: int,
+        kind: StepKind = "relative",
+        instructions: Instructions | None = None,
     ) -> None:
-        """Take a network; it is put into evaluation mode only while it is asked."""
+        """Take a network; it is put into evaluation mode only while it is asked.
+
+        `instructions` turns texts into tokens, for a network that takes them.
+        """
         self.model = model
         self.shape = model.shape
         self.inference_steps, self.kind = inference_steps, kind
+        self._instructions = instructions
 
     @property
     def observation_steps(self) -> int:
@@ -116,6 +132,7 @@ class Policy:
         *,
         initial: np.ndarray | None = None,
         seeds: Sequence[int] | np.ndarray | None = None,
+        instructions: Sequence[str] | None = None,
     ) -> np.ndarray:
         """Predict the actions to carry out next.
 
@@ -128,6 +145,8 @@ class Policy:
             initial: (n, h, w, 3 or 6) uint8, the episode's first frame with its path; needed by the
                 modes initial and initial_current, not looked at by the others.
             seeds: (n,) which noise each row begins from; 0 for all if None.
+            instructions: n texts; needed by a policy that was trained with language=text, not
+                looked at by the others.
 
         Returns:
             (n, action_steps, action_dim) float32, in the data's units.
@@ -142,6 +161,7 @@ class Policy:
         if count == 0:
             return np.zeros((0, self.action_steps, self.shape.action_dim), np.float32)
         noise = self._noise(count, seeds)
+        text = self._text(count, instructions)
         answers = [
             self._answer(
                 images[rows],
@@ -149,6 +169,7 @@ class Policy:
                 task[rows],
                 None if initial is None else initial[rows],
                 noise[rows],
+                None if text is None else text.part(rows),
             )
             for rows in (slice(k, k + _AT_A_TIME) for k in range(0, count, _AT_A_TIME))
         ]
@@ -162,6 +183,7 @@ class Policy:
         task: np.ndarray,
         initial: np.ndarray | None,
         noise: np.ndarray,
+        text: TextTokens | None,
     ) -> np.ndarray:
         model = self.model
         training = model.training
@@ -172,6 +194,7 @@ class Policy:
                 None if initial is None else self._input(initial),
                 self._tensor(state.astype(np.float32, copy=False)),
                 self._tensor(task.astype(np.int64, copy=False)),
+                text,
             )
             normalised = euler(
                 lambda x, t, s: model.velocity(x, t, s, context),
@@ -196,9 +219,22 @@ class Policy:
         }
         return np.stack([drawn[seed] for seed in chosen.tolist()])
 
+    def _text(self, count: int, instructions: Sequence[str] | None) -> TextTokens | None:
+        if not self.shape.text_width:
+            return None
+        if self._instructions is None or instructions is None or len(instructions) != count:
+            given = "none" if instructions is None else len(instructions)
+            raise UserError(
+                f"the policy takes an instruction for each of {count} observations, given: {given}"
+            )
+        return self._instructions.tokens(instructions).to(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.normalise_action.scale.device
+
     def _tensor(self, array: np.ndarray) -> Tensor:
-        device = self.model.normalise_action.scale.device
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
     def _input(self, pictures: np.ndarray) -> Tensor:
         missing = self.shape.arm.channels - pictures.shape[-1]
@@ -263,7 +299,25 @@ def load_policy(run_dir: Path, *, checkpoint: str = "best", device: str = "auto"
     model = OverlayPolicy(shape_of(loaded), torch.Generator().manual_seed(0))
     model.load_state_dict(loaded.state.get("ema") or loaded.state["model"])
     model.to(choose_device(device)).eval()
-    return Policy(model, inference_steps=config.num_inference_steps, kind=config.target_t)
+    return Policy(
+        model,
+        inference_steps=config.num_inference_steps,
+        kind=config.target_t,
+        instructions=_instructions(config, model.shape, run_dir),
+    )
+
+
+def _instructions(config: TrainConfig, shape: PolicyShape, run_dir: Path) -> Instructions | None:
+    """Open the text encoder that a policy was trained with."""
+    if config.text_encoder is None:
+        return None
+    encoder = TextEncoder(config.text_encoder)
+    if encoder.digest != shape.text_encoder:
+        raise UserError(
+            f"{encoder.folder} is another encoder than the one that {run_dir} was trained with",
+            hint=f"text_encoder in {run_dir / 'config.yaml'} names its folder",
+        )
+    return Instructions(encoder)
 
 
 def _chosen(checkpoints: Checkpoints, which: str) -> Path:

@@ -29,14 +29,18 @@ from maniflow_overlay.paths.table import ORACLE, PathRow, write_paths
 from maniflow_overlay.sim.choice import SceneName, make_scene
 from maniflow_overlay.sim.expert import NEAR_M, expert
 from maniflow_overlay.sim.path_source import QUALITIES, PathSource, Quality
-from maniflow_overlay.sim.scene import HOVER_M, MARKED_TASK, STEPS, TASK, Scene, Situation, success
+from maniflow_overlay.sim.scene import (
+    HOVER_M,
+    INSTRUCTIONS,
+    MARKED_TASK,
+    STEPS,
+    Scene,
+    Situation,
+    success,
+)
 
 PATHS, COLLECTION, MIXED = "paths", "collection.json", "mixed"
 FIRST_TRAINING_SEED = 1_000_000  # evaluation stays below
-_TEXTS = {
-    TASK: ("follow the line with the block", "carry the block along the line"),
-    MARKED_TASK: ("put the orange block on the disc", "move the orange block to the marked place"),
-}
 # The gripper's x axis points up, so that RoboTwin's tip lies below the end effector's pose.
 _TURN_WXYZ = np.array([np.sqrt(0.5), 0.0, -np.sqrt(0.5), 0.0])
 
@@ -83,8 +87,8 @@ def collect(wanted: Collection, folder: Path, done: Callable[[int], Any]) -> int
         UserError: The folder holds another collection, a task is unknown, or the expert fails.
     """
     for task in wanted.tasks:
-        if task not in _TEXTS:
-            raise UserError(f"no task is called {task!r}", hint=", ".join(_TEXTS))
+        if task not in INSTRUCTIONS:
+            raise UserError(f"no task is called {task!r}", hint=", ".join(INSTRUCTIONS))
     _claim(folder, wanted)
     scene = make_scene(wanted.scene)
     rows: dict[str, list[PathRow]] = {quality: [] for quality in (*QUALITIES, MIXED)}
@@ -160,7 +164,7 @@ def _recording(
     position = tips - TIP_OFFSET_M * np.array([0.0, 0.0, 1.0])
     left = np.column_stack([position, np.tile(_TURN_WXYZ, (len(tips), 1))])
     right = np.tile([0.5, 0, 0.3, 1, 0, 0, 0], (len(tips), 1))
-    seen, unseen = _TEXTS[scene.situation.task]
+    seen, unseen = INSTRUCTIONS[scene.situation.task]
     return Recording(
         pictures,
         vectors,

@@ -39,6 +39,11 @@ STEPS = 20  # an episode ends here at the latest; the expert needs about half
 CURTAIN_STEPS = (1, 2)  # first step at which a curtain may hide the table, and the last
 GRIPPER = 6
 TASK, MARKED_TASK = "pick_place", "pick_place_marked"
+INSTRUCTIONS = {
+    TASK: ("follow the line with the block", "carry the block along the line"),
+    MARKED_TASK: ("put the orange block on the disc", "move the orange block to the marked place"),
+}
+"""What each task is called in words: the text of the demonstrations, and one kept back."""
 
 
 class Layout(NamedTuple):
