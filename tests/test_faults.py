@@ -1,5 +1,6 @@
 """Whatever bytes a reader is given, it returns or says what is wrong with the file."""
 
+import itertools
 import shutil
 import time
 
@@ -40,7 +41,6 @@ def test_a_reader_that_computes_for_ever_hangs_and_one_on_a_busy_machine_does_no
     with time_limit(0.2):
         time.sleep(0.5)
     with pytest.raises(HangError, match="of the processor"), time_limit(0.05):
-        while True:
-            pass
+        sum(itertools.count())
     with pytest.raises(HangError), time_limit(0.01):
         time.sleep(5)
