@@ -260,6 +260,8 @@ def main() -> None:
             measure(preset, 64 if preset == "tiny" else 4, "cpu", options.repeats, Path(folder))
             if torch.cuda.is_available():
                 measure(preset, 64, "cuda", options.repeats, Path(folder))
+            else:
+                print(f"{preset:>8} {'cuda':>5} {64:>6} {'not measured: no GPU here':>22}")
 
 
 if __name__ == "__main__":

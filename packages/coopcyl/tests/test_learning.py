@@ -1,18 +1,20 @@
 """A hundred steps of a tiny network: what it learns holds on crossings that it has not seen.
 
-Whole trainings in metres are in `docs/coopcyl.md`; this is their smallest form, about ranges alone.
-Partners are not learned so soon: trained beside the poses of other crossings, this network meets
-the partners' loss as well. Nor does it beat the median of each token's place (a log error of 0.166;
-the three seeds have 0.18 to 0.19), but it does see the image: beside the truth of another crossing
-the same ranges are worse, which those of a place are not.
+A whole training in metres is the demo, which the slow test at the end runs; before it stands the
+smallest form, about ranges alone. Partners are not learned so soon: trained beside the poses of
+other crossings, this network meets the partners' loss as well. Nor does it beat the median of each
+token's place (a log error of 0.166; the three seeds have 0.18 to 0.19), but it does see the image:
+beside the truth of another crossing the same ranges are worse, which those of a place are not.
 """
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from coopcyl.batches import collate
+from coopcyl.cli import app
 from coopcyl.data.depth import DepthSource
 from coopcyl.data.panoramas import PanoramaReader
 from coopcyl.data.samples import SetSample, sample_of
@@ -23,6 +25,7 @@ from coopcyl.loss_options import MatchingLossOptions
 from coopcyl.matching_loss import matching_losses, token_truth
 from coopcyl.models.cylnet import CylNet
 from coopcyl.models.options import CylNetOptions
+from typer.testing import CliRunner
 
 PANORAMA = Panorama(64, 32, "equirect_band", -42, 42)
 SIZE = CylNetOptions(
@@ -85,3 +88,19 @@ def test_a_hundred_steps_learn_ranges_that_hold_on_unseen_crossings(samples, see
     assert error(found, true) < 0.35 * error(np.full_like(true, np.nanmedian(seen)), true)
     of_another_crossing = np.roll(found, 2, axis=0)
     assert error(of_another_crossing, true) > 1.15 * error(found, true)
+
+
+@pytest.mark.slow
+def test_the_demos_poses_hold_in_towns_of_another_kind_and_not_beside_other_poses(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["demo", "--run-dir", "run"])
+    print(done.output)
+    assert done.exit_code == 0, done.output
+    asked = CliRunner().invoke(app, ["eval", "run", "--shuffle", "--json"])
+    assert asked.exit_code == 0, asked.output
+    found = json.loads(asked.output)["results"]
+    identity = found["network"]["baselines"]["identity"]["trans_err_m_median"]
+    assert found["network"]["metrics"]["trans_err_m_median"] <= 0.3 * identity
+    assert found["poses of other sets"]["metrics"]["trans_err_m_median"] >= 0.8 * identity

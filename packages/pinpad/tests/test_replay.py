@@ -74,6 +74,25 @@ def test_a_share_of_the_windows_holds_a_reward_at_a_uniform_place():
     np.testing.assert_allclose(share, 1 / 6, atol=0.05)
 
 
+def test_a_share_of_the_windows_is_of_the_newest_steps():
+    plain, _ = played()
+    replay, _ = played(recent_windows=0.5, recent_steps=20)
+    by_frame = {
+        replay.windows(np.array([[t]]), np.array([r])).image.tobytes()
+        for t in range(130, 150)
+        for r in range(4)
+    }
+    for step in range(20):
+        batch, before = replay.batch(step), plain.batch(step)
+        for window in range(6, 12):
+            assert all(frame.tobytes() in by_frame for frame in batch.image[:, window])
+        assert np.array_equal(batch.image[:, :6], before.image[:, :6])
+    short, _ = played(recent_windows=1.0, recent_steps=2)
+    last = short.windows(np.tile(np.arange(144, 150)[:, None], 4), np.arange(4)).image
+    found = short.batch(0).image
+    assert {w.tobytes() for w in found.swapaxes(0, 1)} <= {w.tobytes() for w in last.swapaxes(0, 1)}
+
+
 def test_the_oldest_steps_are_forgotten_with_their_rewards():
     replay, _ = played(capacity=50, steps=150, reward_windows=1.0)
     whole, _ = played(capacity=150, steps=150)

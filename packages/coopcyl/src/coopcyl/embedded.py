@@ -14,7 +14,13 @@ OPTIONS = SynthOptions(scenarios=3, vehicles=(2, 3), width=400)
 
 TOWN = Path("data/coopcyl/town")
 _TRAIN = SynthOptions(
-    scenarios=300, vehicles=(3, 3), width=160, depth=("npy",), lidar=(8, 240), plain=0.5
+    scenarios=300,
+    vehicles=(3, 3),
+    width=160,
+    depth=("npy",),
+    lidar=(8, 240),
+    plain=0.5,
+    kind="varied",
 )
 TOWN_SPLITS = {
     "train": _TRAIN,

@@ -71,6 +71,8 @@ def new_memory(config: TrainConfig) -> Replay:
         batch_size=config.batch_size,
         batch_length=config.batch_length,
         reward_windows=config.reward_windows,
+        recent_windows=config.recent_windows,
+        recent_steps=config.recent_steps // config.envs,
         seed=config.seed,
     )
 

@@ -43,6 +43,10 @@ class TrainConfig(WorldConfig):
     train_ratio: Positive = Field(8.0, description="frames learnt from for each new one")
     pretrain: int = Field(1_000, ge=0, description="updates before the agent first acts")
     dataset_size: int = Field(1_000_000, ge=1, description="steps that are remembered")
+    recent_windows: Fraction = Field(
+        0.0, description="share of the windows from the newest steps, of an agent that acts"
+    )
+    recent_steps: int = Field(100_000, ge=1, description="how many steps are the newest ones")
 
     opt: Literal["adam", "laprop"] = "adam"
     agc: NotNegative = Field(0.3, description="clips each tensor's gradient, with opt=laprop")
@@ -69,6 +73,15 @@ class TrainConfig(WorldConfig):
     )
     eval_episodes: int = Field(64, ge=2, description="rooms in which the agent is judged at last")
     eval_steps: int = Field(2_000, ge=1)
+
+    @model_validator(mode="after")
+    def _windows_are_shared_out(self) -> "TrainConfig":
+        if self.reward_windows + self.recent_windows > 1:
+            raise ValueError(
+                f"reward_windows is {self.reward_windows} and recent_windows is "
+                f"{self.recent_windows}: together more than all windows"
+            )
+        return self
 
     @model_validator(mode="after")
     def _an_agent_acts(self) -> "TrainConfig":

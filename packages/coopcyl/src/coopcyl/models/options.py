@@ -20,8 +20,8 @@ class CylNetOptions(Config):
     attention: int = Field(
         0, ge=0, description="rounds of attention within and across views; 0: views are independent"
     )
-    range_bins: int = Field(40, ge=4)
-    range_m: tuple[float, float] = Field((1.5, 90.0), description="first and last range bin")
+    range_bins: int = Field(48, ge=4)
+    range_m: tuple[float, float] = Field((0.5, 90.0), description="first and last range bin")
     precision: Literal["bf16", "fp32", "fp64"] = Field(
         "bf16",
         description="of the convolutions; weights, heads and losses are fp32 with bf16. fp64 tells "

@@ -34,6 +34,8 @@ class Replay:
         batch_size: int,
         batch_length: int,
         reward_windows: float,
+        recent_windows: float = 0.0,
+        recent_steps: int = 0,
         seed: int,
     ) -> None:
         """Make an empty memory.
@@ -46,6 +48,8 @@ class Replay:
             batch_size: Windows in a batch.
             batch_length: Frames of a window.
             reward_windows: Share of the windows that contain a reward, once there is any.
+            recent_windows: Share of the windows that lie in the newest steps.
+            recent_steps: How many of a room's steps those are.
             seed: Of the draws.
         """
         if capacity < batch_length:
@@ -53,6 +57,7 @@ class Replay:
         self.rooms, self.capacity, self.size, self.layout = rooms, capacity, size, layout
         self.batch_size, self.batch_length = batch_size, batch_length
         self.reward_windows, self.seed = reward_windows, seed
+        self.recent_windows, self.recent_steps = recent_windows, recent_steps
         self.total = 0
         self._rows = {
             "cell": np.zeros((capacity, rooms), np.int16),
@@ -105,6 +110,11 @@ class Replay:
         if chosen:
             paid, rooms[:count] = np.array(chosen).T
             starts[:count] = starts_around(paid, self._oldest, self.total, self.batch_length, rng)
+        newest = round(self.recent_windows * self.batch_size)
+        if newest:
+            last = self.total - self.batch_length
+            first = min(last, max(self._oldest, self.total - self.recent_steps))
+            starts[-newest:] = rng.integers(first, last + 1, newest)
         begin, end = shard.bounds(self.batch_size)
         steps = starts[begin:end] + np.arange(self.batch_length)[:, None]
         return self.windows(steps, rooms[begin:end])
