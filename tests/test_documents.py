@@ -6,7 +6,7 @@ import shlex
 import pytest
 from documents import DOCUMENTS, ROOT, applications, shown, written
 
-_LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+_LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
 def parse(command: str) -> None:
@@ -55,10 +55,27 @@ def test_commands_are_found_and_wrong_ones_are_noticed():
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=shown)
-def test_every_file_that_is_linked_exists(document):
-    for target in _LINK.findall(document.read_text(encoding="utf-8")):
+def test_every_file_and_section_that_is_linked_exists(document):
+    for target, section in _LINK.findall(document.read_text(encoding="utf-8")):
         if "://" not in target:
-            assert (document.parent / target).exists(), f"{shown(document)}: {target} is not there"
+            place = document.parent / target if target else document
+            assert place.exists(), f"{shown(document)}: {target} is not there"
+            if section:
+                assert section in anchors(place.read_text(encoding="utf-8")), f"{target}#{section}"
+
+
+def anchors(text: str) -> list[str]:
+    """Return what a link to each heading ends with, as GitHub makes it."""
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
+
+
+def test_a_link_to_a_section_needs_its_heading():
+    assert anchors("# A page\n## Where a `VTA` is, or not\n### lego-800\n") == [
+        "a-page",
+        "where-a-vta-is-or-not",
+        "lego-800",
+    ]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=shown)

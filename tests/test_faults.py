@@ -1,10 +1,12 @@
 """Whatever bytes a reader is given, it returns or says what is wrong with the file."""
 
+import itertools
 import shutil
+import time
 
 import pytest
 from fault_readers import all_readers
-from faults import damaged, judge
+from faults import HangError, damaged, judge, time_limit
 
 READERS = all_readers()
 
@@ -33,3 +35,12 @@ def test_a_damaged_file_is_read_or_refused(reader, tmp_path):
 def test_a_damaged_file_is_read_or_refused_in_two_hundred_ways(reader, tmp_path):
     assert failures(reader, tmp_path, 200) == []
     shutil.rmtree(tmp_path)
+
+
+def test_a_reader_that_computes_for_ever_hangs_and_one_on_a_busy_machine_does_not():
+    with time_limit(0.2):
+        time.sleep(0.5)
+    with pytest.raises(HangError, match="of the processor"), time_limit(0.05):
+        sum(itertools.count())
+    with pytest.raises(HangError), time_limit(0.01):
+        time.sleep(5)

@@ -37,6 +37,17 @@ def test_every_command_of_an_experiment_parses_and_its_documents_exist():
                 parse(line)
 
 
+def test_every_experiment_is_named_in_its_documents():
+    """A page of docs/ links the runs behind its figures, or the commands where none is recorded."""
+    for name, experiment in results.experiments().items():
+        recorded = (results.EXPERIMENTS / "records" / name).is_dir()
+        link = f"](results.md#{name})" if recorded else f"[`{name}`](../experiments/"
+        for document in experiment.documents:
+            if document.startswith("docs/"):
+                text = (ROOT / document).read_text(encoding="utf-8")
+                assert link in text, f"{document} does not name {name}"
+
+
 def test_records_belong_to_experiments_and_are_small_and_of_no_machine():
     known = results.experiments()
     for path in sorted((results.EXPERIMENTS / "records").glob("*/*")):

@@ -23,7 +23,8 @@ from typing import Any
 
 from documents import OURS, ROOT
 
-SECONDS = 300
+SECONDS = 900
+"""After which a command hangs; a busy machine gives one a tenth of a processor."""
 SERVERS = multiprocessing.get_context("forkserver")
 SERVERS.set_forkserver_preload(["torch", "typer", "loom.run", "loom.cli", "printed.runner"])
 
@@ -154,9 +155,12 @@ def _foreign(words: list[str], folder: Path, output: Path) -> int:
     words = [sys.executable if word in ("python", "python3") else word for word in words]
     place = ROOT if "benchmarks" in words else folder
     with output.open("wb") as stream:
-        done = subprocess.run(
-            words, cwd=place, stdout=stream, stderr=stream, timeout=SECONDS, check=False
-        )
+        try:
+            done = subprocess.run(
+                words, cwd=place, stdout=stream, stderr=stream, timeout=SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return -signal.SIGKILL
     return done.returncode
 
 
