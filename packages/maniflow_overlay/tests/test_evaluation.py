@@ -155,14 +155,26 @@ def test_a_policy_sees_the_two_newest_pictures_and_the_first_one_stays():
     assert (policy.calls[-1][0][0, -1] != first[0]).mean() > 0.5  # the curtain is on the new one
 
 
-def test_outcomes_do_not_depend_on_how_many_are_played_at_a_time():
+def test_episodes_do_not_depend_on_how_many_are_played_at_a_time():
     seeds = list(range(7))
     for actor in (Expert(), Replay(), Random(), PolicyActor("a", Recorded(Arm("current")))):
         condition = NOISY if actor.asks_always else CLEAR
-        found = [
-            play(actor, [Planar() for _ in range(count)], seeds, condition) for count in (1, 3, 7)
-        ]
+        found, ways = [], []
+        for count in (1, 3, 7):
+            way: dict[int, list[bytes]] = {seed: [] for seed in seeds}
+            scenes = [Planar() for _ in range(count)]
+            found.append(
+                play(
+                    actor,
+                    scenes,
+                    seeds,
+                    condition,
+                    watch=lambda e, way=way: way[e.seed].append(e.scene.tip_m.tobytes()),
+                )
+            )
+            ways.append(way)
         assert found[0] == found[1] == found[2]
+        assert ways[0] == ways[1] == ways[2]  # those who fail anyway fail in the same way
         assert [outcome.seed for outcome in found[0]] == seeds
 
 
