@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import cv2
@@ -11,12 +12,13 @@ from loom.errors import UserError
 from maniflow_overlay.sim import graphics, planar, scene, tabletop
 from maniflow_overlay.sim.camera import TableCamera
 from maniflow_overlay.sim.choice import chosen_scene, make_scene
-from maniflow_overlay.sim.expert import expert, stations
+from maniflow_overlay.sim.expert import NEAR_M, expert, stations
 from maniflow_overlay.sim.scene import (
     APART_M,
     BLOCK_HALF_M,
     CURTAIN_STEPS,
     GRIPPER,
+    HOVER_M,
     JITTER_M,
     REACH_M,
     SPOTS,
@@ -127,6 +129,8 @@ def test_a_layout_keeps_everything_apart_and_within_reach():
         assert all(gaps.min() < 1.5 * JITTER_M for gaps in spots)
         targets.add((int(spots[layout.target].argmin()), int(spots[3].argmin())))
     assert len(targets) > 60  # of 72 pairs of a block's spot and a goal's
+    # An open hand around one block, fingers of 12 mm included, ends before the next block begins.
+    assert tabletop.FINGER_OPEN_M + 0.012 + BLOCK_HALF_M < APART_M
 
 
 def test_variants_of_a_seed_differ_only_in_what_is_seen(table):
@@ -215,6 +219,9 @@ def test_a_step_is_bounded_and_stays_on_the_table(table):
         table.step(vector_of(np.array([9.0, 9.0, -9.0]), 1.0))
     assert np.abs(table.tip_m[:2]).max() < REACH_M + 0.035
     assert table.tip_m[2] > 0
+    corner = table.tip_m
+    table.step(vector_of(np.array([-9.0, -9.0, 9.0]), 1.0))
+    assert 0.9 * STEP_M < np.linalg.norm(table.tip_m - corner) < STEP_M + 0.002
 
 
 def test_actions_that_are_no_vector_are_refused(table):
@@ -249,6 +256,17 @@ def test_stations_end_at_the_goal_from_every_state_of_an_episode(table):
             np.testing.assert_allclose(closing[0].tip_m[:2], block[:2])
         table.step(expert(table))
     assert stations(table)[-1].opening == 1
+
+
+def test_the_expert_never_goes_sideways_below_the_height_that_it_hovers_at(table):
+    for seed in range(3):
+        table.reset(seed)
+        while not success(table):
+            way = [table.tip_m, *(station.tip_m for station in stations(table))]
+            for before, after in pairwise(way):
+                low = min(before[2], after[2]) < HOVER_M - NEAR_M
+                assert not low or np.linalg.norm((after - before)[:2]) <= NEAR_M
+            table.step(expert(table))
 
 
 def test_planar_is_taken_where_mujoco_cannot_draw(monkeypatch):
