@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,7 +55,13 @@ def settings(store: Path, *overrides: str) -> TrainConfig:
 def trained(folder: Path, store: Path, *overrides: str, resume: bool = False) -> Run[TrainConfig]:
     source = None if resume else resolve(TrainConfig, None, [f"store={store}", *SMALL, *overrides])
     opened = Run.open(
-        "maniflow_overlay", TrainConfig, source, directory=folder, resume=resume, quiet=True
+        "maniflow_overlay",
+        TrainConfig,
+        source,
+        overrides if resume else (),
+        directory=folder,
+        resume=resume,
+        quiet=True,
     )
     with opened as run:
         training.train(run.config, run)
@@ -344,11 +351,66 @@ def test_two_processes_take_the_steps_of_one(store, tmp_path):
             torch.testing.assert_close(value, theirs[place], rtol=1e-2, atol=2e-3)
 
 
+def train_in_two(folder: Path, *words: str) -> str:
+    """Train as it is typed under torchrun, in two processes; return what the first one said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "maniflow_overlay", "train", *words, "--run-dir", str(folder)],
+            env=os.environ | group | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    said = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    return said[0]
+
+
+@pytest.mark.dist
+def test_weights_spread_over_two_processes_take_the_steps_of_one_there_and_back(store, tmp_path):
+    """Three updates; then each run goes on as the other one began."""
+    more = ("clip_norm=1", "device=cpu", "n_obs_steps=1", "steps=3")
+    trained(tmp_path / "one", store, *more)
+    said = train_in_two(tmp_path / "two", f"store={store}", *SMALL, *more, "shard=fsdp2")
+    assert "weights are spread over 2 processes" in said
+    require_equal_records(tmp_path, 3)
+    ours, theirs = (final_state(tmp_path / name) for name in ("one", "two"))
+    assert ours.keys() == theirs.keys()
+    compared = 0
+    for place, value in ours.items():
+        if place.startswith(("/model/", "/ema/", "/optimizer/")) and torch.is_tensor(value):
+            torch.testing.assert_close(theirs[place], value, rtol=1e-4, atol=2e-5, msg=place)
+            compared += 1
+    assert compared > 150
+    trained(tmp_path / "two", store, "steps=4", "shard=none", resume=True)
+    train_in_two(tmp_path / "one", "--resume", "steps=4", "shard=fsdp2")
+    require_equal_records(tmp_path, 4)
+
+
+def require_equal_records(root: Path, steps: int) -> None:
+    """Compare a run of one process with one of two: the same numbers but for rounding."""
+    one, two = (read_records(root / name) for name in ("one", "two"))
+    assert [row["step"] for row in one] == [row["step"] for row in two] == list(range(1, steps + 1))
+    for left, right in zip(one, two, strict=True):
+        for key in ("loss/total", "grad/norm"):
+            assert left[key] == pytest.approx(right[key], rel=2e-6)
+
+
+def test_one_process_has_nobody_to_share_its_weights_with(store, tmp_path):
+    with pytest.raises(UserError, match="there is one") as caught:
+        trained(tmp_path / "run", store, "shard=fsdp2")
+    assert "torchrun" in caught.value.hint
+
+
 @pytest.mark.parametrize("preset", ["tiny", "spatial"])
 def test_half_precision_gives_the_loss_of_full_precision_and_full_precision_weights(store, preset):
     batches, model = made_batches(store, f"preset={preset}", "horizon=8")
-    objective = FlowObjective(stirred(model.shape, seed=5))
-    model.eval()  # without dropout, whose draws would differ
+    objective = FlowObjective(stirred(model.shape, seed=5).eval())
+    model.eval()  # both without dropout, whose draws would differ
     batch = batches(3, Shard())
     full = objective(model, batch, 3).total
     with torch.autocast("cpu", dtype=torch.bfloat16):

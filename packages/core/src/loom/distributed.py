@@ -14,6 +14,7 @@ from torch import distributed as dist
 
 from loom.errors import UserError
 from loom.sampling import Shard
+from loom.sharded import is_sharded
 
 _BUCKET_BYTES = 25 << 20
 
@@ -69,22 +70,24 @@ def is_main() -> bool:
 
 
 def broadcast_(tensors: Iterable[torch.Tensor]) -> None:
-    """Give every process the values of rank 0, in place."""
+    """Give every process the values of rank 0, in place; sharded tensors stay as they are."""
     if shard().world > 1:
         for tensor in tensors:
-            dist.broadcast(tensor.detach(), src=0)
+            if not is_sharded(tensor):
+                dist.broadcast(tensor.detach(), src=0)
 
 
 def average_gradients(parameters: Iterable[torch.Tensor]) -> None:
     """Replace each gradient by its mean over the processes.
 
     Gradients travel in buckets of 25 MiB in the order given. A parameter without a gradient counts
-    as zero where another process has one, and stays without where none has.
+    as zero where another process has one, and stays without where none has. Gradients of sharded
+    parameters are averaged already.
     """
     world = shard().world
     if world == 1:
         return
-    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    learning = [p for p in parameters if p.requires_grad and not is_sharded(p)]
     if not learning:
         return
     present = torch.tensor([p.grad is not None for p in learning], dtype=torch.uint8)

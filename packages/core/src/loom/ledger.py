@@ -121,9 +121,11 @@ class Ledger:
         if score is not None and (self._best is None or score > self._best):
             self._best = score
         self.ended = final
-        if not self._run.is_main:
+        if not self._run.is_main and not self._state.sharded:
             return
         sections = self._state.state_dict()
+        if not self._run.is_main:
+            return
         sections["ledger"] = {
             "invariants": self._watch.state_dict(),
             "metrics": self.metrics,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from loom.errors import UserError
+from loom.sharded import is_sharded, spread_model, spread_optimizer, whole
 
 Generator = torch.Generator | np.random.Generator
 
@@ -73,6 +74,11 @@ class TrainState(Generic[M]):
         """Return the device of the first parameter."""
         return next(self.model.parameters()).device
 
+    @property
+    def sharded(self) -> bool:
+        """Tell whether a process holds only its part of the weights."""
+        return any(is_sharded(parameter) for parameter in self.model.parameters())
+
     @torch.no_grad()
     def update_ema(self) -> None:
         """Move the averaged weights after update number `step`; buffers are copied."""
@@ -87,13 +93,13 @@ class TrainState(Generic[M]):
             average.copy_(value)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the sections of a checkpoint."""
+        """Return the sections of a checkpoint; of sharded weights, every process calls it."""
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
             "progress": {"step": self.step},
-            "model": self.model.state_dict(),
-            "ema": self.ema_model.state_dict() if self.ema_decay is not None else {},
-            "optimizer": self.optimizer.state_dict(),
+            "model": whole(self.model.state_dict()),
+            "ema": whole(self.ema_model.state_dict()) if self.ema_decay is not None else {},
+            "optimizer": whole(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict() if self.scaler is not None else {},
             "random": {
                 "torch": torch.get_rng_state(),
@@ -111,10 +117,12 @@ class TrainState(Generic[M]):
         """
         self._require_same_parts(state)
         try:
-            self.model.load_state_dict(dict(state["model"]))
+            self.model.load_state_dict(spread_model(state["model"], self.model.state_dict()))
             if self.ema_decay is not None:
-                self.ema_model.load_state_dict(dict(state["ema"]))
-            self.optimizer.load_state_dict(dict(state["optimizer"]))
+                own = self.ema_model.state_dict()
+                self.ema_model.load_state_dict(spread_model(state["ema"], own))
+            groups = self.optimizer.param_groups
+            self.optimizer.load_state_dict(spread_optimizer(state["optimizer"], groups))
         except (RuntimeError, ValueError) as error:  # torch's words for other shapes and groups
             raise UserError(
                 f"the checkpoint is of another model or optimiser: {error}",

@@ -16,6 +16,7 @@ from loom import distributed
 from loom.errors import UserError
 from loom.guards import FiniteGuard
 from loom.sampling import Shard
+from loom.sharded import whole
 from loom.state import TrainState
 from loom.throughput import Throughput
 
@@ -260,7 +261,7 @@ def _norms(gradients: list[torch.Tensor]) -> torch.Tensor:
     """Return the norm of each gradient, `(len(gradients),)` float64."""
     if not gradients:
         return torch.zeros(0, dtype=torch.float64)
-    return torch.stack(list(torch._foreach_norm(gradients))).double()
+    return whole(torch.stack(list(torch._foreach_norm(gradients)))).double()
 
 
 def _row(part: Losses) -> torch.Tensor:

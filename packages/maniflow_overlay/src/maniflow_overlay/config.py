@@ -66,6 +66,7 @@ class TrainConfig(Config):
             "checkpoint_every",
             "watchdog_s",
             "device",
+            "shard",
         }
     )
 
@@ -117,6 +118,9 @@ class TrainConfig(Config):
         "auto", description="auto: bf16 on a GPU that has it"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    shard: Literal["none", "fsdp2"] = Field(
+        "none", description="fsdp2: processes share the weights; none: each has all of them"
+    )
     augment: AugmentConfig = AugmentConfig()
 
     val_ratio: Share = Field(0.1, description="share of the episodes that is kept back")

@@ -26,6 +26,7 @@ from maniflow_overlay.policy.presets import PolicyShape
 from maniflow_overlay.policy.pretrained import load_r3m
 from maniflow_overlay.policy.resnet import ResNet18
 from maniflow_overlay.policy.runtime import Policy, PolicyRecord
+from maniflow_overlay.policy.sharding import shard_policies
 from maniflow_overlay.policy.text_encoder import TextEncoder
 from maniflow_overlay.policy.text_tokens import Instructions
 from maniflow_overlay.stored_instructions import read_instructions
@@ -55,7 +56,7 @@ class TrainingData:
 def policy_shape(config: TrainConfig, data: TrainingData) -> PolicyShape:
     """Return the shape of the policy that a configuration asks for on its data."""
     store = data.store
-    encoder = data.instructions.encoder if data.instructions else None
+    encoder = None if data.instructions is None else data.instructions.encoder
     return PolicyShape(
         config.preset,
         config.arm,
@@ -114,6 +115,7 @@ def read_data(config: TrainConfig, run: Run[TrainConfig]) -> TrainingData:
     if config.text_encoder is not None:
         instructions = read_instructions(store, TextEncoder(config.text_encoder))
         run.use("text_encoder", instructions.encoder.digest)
+        run.info(f"[text] {len(instructions)} instructions, encoded by {config.text_encoder}")
     return TrainingData(store, training, validation, rows, instructions)
 
 
@@ -148,6 +150,8 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Policy, FitResult
         device = choose_device(config.device)
         data = read_data(config, run)
         state = new_state(config, new_policy(config, data, run).to(device))
+        if state.sharded:
+            run.info(f"[shard] weights are spread over {distributed.shard().world} processes")
         total = config.total_steps(len(data.training))
         precision = _precision(config, device)
         run.info(
@@ -187,23 +191,34 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Policy, FitResult
         finally:
             batches.close()
         policy = policy_of(state.ema_model, config, data.instructions)
-        if run.is_main:
+        if run.is_main or state.sharded:  # where weights are spread, no process can ask alone
             scores = open_loop.evaluate(policy)
+        if run.is_main:
             write_scores(run.path(SCORES), scores, len(data.validation), result.step)
     return policy, result
 
 
 def new_state(config: TrainConfig, model: OverlayPolicy) -> TrainState[OverlayPolicy]:
     """Put a network together with its optimiser and its averaged copy, the teacher."""
-    model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
+    if config.shard == "none":  # fully_shard takes contiguous weights only
+        model.to(memory_format=torch.channels_last)
+    record = PolicyRecord(model.shape)
+    state = TrainState(
+        model, _optimizer(config, model), ema_decay=config.ema_decay, extras={"policy": record}
+    )
+    if config.shard == "fsdp2":
+        shard_policies(model, state.ema_model, device=state.device)
+        state.optimizer = _optimizer(config, model)
+    return state
+
+
+def _optimizer(config: TrainConfig, model: OverlayPolicy) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
         [{"params": list(model.parameters()), "name": "policy"}],
         betas=config.betas,
         weight_decay=config.weight_decay,
         fused=True,
     )
-    record = PolicyRecord(model.shape)
-    return TrainState(model, optimizer, ema_decay=config.ema_decay, extras={"policy": record})
 
 
 def _seed_dropout(seed: int, step: int) -> None:

@@ -60,6 +60,9 @@ class Instructions:
         self.encoder = encoder
         self._known = dict(known or {})
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def tokens(self, texts: Sequence[str]) -> TextTokens:
         """Return the tokens of texts on the CPU, B of them.
 
