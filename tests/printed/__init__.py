@@ -11,17 +11,29 @@ SUITE = "is the suite that this test is part of"
 SLURM = "needs SLURM; sweeps run under its stand-ins in test_sweep.py and test_jobs_sbatch.py"
 LONG_LEGO = "takes hours of CPU at 800 pixels; the chain runs the form at 200"
 NOT_RUN = {
-    "featdistill teacher fit --scene LEGO gaussians=80000 start.share=0.3 "
-    '"train.coarse=[{divisor: 4, until: 0.35}, {divisor: 2, until: 0.65}]" '
-    "train.max_steps=9000 --run-dir runs/lego800-teacher": LONG_LEGO,
     **{
-        "featdistill train data.scene=LEGO data.teacher=runs/lego800-teacher data.extra_poses=0 "
+        f"featdistill teacher fit --scene LEGO gaussians={gaussians} start.share=0.3 "
+        '"train.coarse=[{divisor: 4, until: 0.35}, {divisor: 2, until: 0.65}]" '
+        f"train.max_steps={steps} --run-dir runs/{run}": LONG_LEGO
+        for gaussians, steps, run in (
+            (80000, 9000, "lego800-teacher"),
+            (130000, 12000, "lego800-teacher-130k"),
+        )
+    },
+    **{
+        f"featdistill train data.scene=LEGO data.teacher=runs/{teacher} data.extra_poses=0 "
         f'"student.grid_resolution=[{grid}]" student.position_frequencies=5 '
         "student.steps_per_axis=200 student.occupancy_resolution=160 "
-        f"feature_pipeline.enabled=false train.max_steps={steps} --run-dir runs/{run}": LONG_LEGO
-        for grid, steps, run in (
-            ("12, 20, 12", 12000, "lego800-small"),
-            ("14, 24, 14", 20000, "lego800-large"),
+        f"feature_pipeline.enabled=false {steps} --run-dir runs/{run}": LONG_LEGO
+        for teacher, grid, steps, run in (
+            ("lego800-teacher", "12, 20, 12", "train.max_steps=12000", "lego800-small"),
+            ("lego800-teacher", "14, 24, 14", "train.max_steps=20000", "lego800-large"),
+            (
+                "lego800-teacher-130k",
+                "14, 22, 13",
+                "train.rays=4096 train.max_steps=30000",
+                "lego800-sharp",
+            ),
         )
     },
     "python3 -m pip install uv": WITHOUT_MACHINE,

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from loom.config import Config
 from loom.errors import UserError
 from loom.report import Report
@@ -303,6 +305,24 @@ def test_a_figure_without_values_says_so(ys):
 def test_a_constant_series_is_drawn_inside_its_axis(value):
     line = lines(curves_html(Curves({"a": ([1, 2], [value, value])})))[0]
     assert all(0 < y < 300 for _, y in line)
+
+
+VALUES = st.lists(
+    st.one_of(
+        st.none(),
+        st.floats(),
+        st.sampled_from([0.1, 0.1 + 2**-56, 1.0, 1 - 2**-53, 5e-324, -1.7e308, 1.7e308]),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ys=VALUES, baseline=st.floats(), log=st.booleans())
+def test_any_values_make_a_figure(ys, baseline, log):
+    shown = Curves({"a": (list(range(len(ys))), ys)}, baselines={"b": baseline}, log=log)
+    assert not Page(curves_html(shown)).broken
 
 
 class Settings(Config):

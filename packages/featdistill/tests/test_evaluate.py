@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,10 @@ def test_results_are_written_in_full_and_never_silently_replaced(folders, tmp_pa
     assert float(row["psnr_db"]) == pytest.approx(content["means"]["psnr_db"], rel=1e-5)
     assert row["lpips"] == ""
     assert row["config_sha256"] == "ab" * 32
+    assert "gpu_power_w" not in row
+    on_device = replace(result, render_stats={**result.render_stats, "gpu_power_w": 187.6})
+    assert on_device.row()["gpu_power_w"] == 187.6
+    assert "gpu_peak_memory_mib" not in on_device.row()
 
     before = output.read_bytes(), summary.read_bytes()
     with pytest.raises(UserError, match="holds results already"):

@@ -122,6 +122,25 @@ def test_huge_raw_values_stay_finite(make_student, random_rays):
         assert (rgba - twin(student, origins, directions)[0]).abs().max() <= 1e-5
 
 
+def test_rays_and_weights_that_are_no_numbers_read_nothing_outside(make_student, random_rays):
+    """On a device a wild address ends the process for everybody."""
+    student = make_student(filled=1.0)
+    origins, directions, _ = random_rays(64)
+    for axis in range(3):
+        origins[10 + axis, axis] = float("nan")
+        directions[20 + axis, axis] = float("nan")
+        origins[30 + axis, axis] = float("inf")
+    directions[40], directions[41] = float("nan"), float("inf")
+    rgba, _ = trace(student, origins, directions)
+    good = torch.ones(64, dtype=torch.bool)
+    good[10:13] = good[20:23] = good[30:33] = good[40:42] = False
+    expected, _ = twin(student, origins[good], directions[good])
+    assert (rgba[good] - expected).abs().max() <= 1e-5
+    with torch.no_grad():
+        student.weights.fill_(float("nan"))
+    assert len(trace(student, origins, directions)[0]) == 64
+
+
 @pytest.mark.parametrize("width", [40, 41])
 def test_a_pixel_looks_along_the_ray_of_its_camera(width, make_student):
     """An odd width and another height: no axis may be taken for the other, none be flipped."""

@@ -195,14 +195,26 @@ GROWING = ["start.share=0.3", "train.coarse=[{divisor: 2, until: 0.3}]", "reloca
 
 
 def test_a_fit_from_small_images_with_gaussians_held_back_learns_and_uses_them_all(
-    ball_folder, tmp_path
+    ball_folder, tmp_path, monkeypatch
 ):
-    settings = config(ball_folder, *GROWING).config
+    settings = config(ball_folder, "train.max_steps=300", *GROWING).config
     start = start_gaussians(settings, ball_views(12), np.random.default_rng(0))
     assert (start.opacities > 0.005).sum() == 90
+    seen = {}
+    loss = TeacherLoss.__call__
+
+    def watched(self, model, target, step):
+        seen[step] = target.rgb.shape[0], int((model().opacities > 0.005).sum())
+        return loss(self, model, target, step)
+
+    monkeypatch.setattr(TeacherLoss, "__call__", watched)
     gaussians, result = fitted(ball_folder, tmp_path / "run", "train.max_steps=300", *GROWING)
     assert result.metrics["metric/psnr_db"] > 24
     assert (gaussians.opacities > 0.005).sum() > 270
+    for step, (size, shown) in seen.items():
+        assert size == (16 if step < 90 else 32)
+        placed = 300 - settings.waiting_at(step - step % 10)
+        assert 0.8 * placed < shown <= placed, step
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "images of 16x16 from step 0" in log
     assert "images of 32x32 from step 90" in log

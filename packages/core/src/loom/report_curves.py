@@ -16,6 +16,8 @@ COLUMNS = 400  # a series is thinned to two points per column
 WORTH_A_LOG_SCALE = (
     30.0  # the switch is offered where the highest value is this many times the lowest
 )
+_ROUNDING, _NOTHING = 1e-12, 1e-290  # a relative difference, and a size, that no axis resolves
+_LARGEST = 1e290  # larger values are drawn as gaps: their differences overflow
 DASHES = ("5 4", "1.5 3", "9 4 2 4")  # of the baselines, and of the members of a group
 COLOURS = 6  # --c0 ... --c5 in report.css; further series are dashed
 
@@ -114,10 +116,10 @@ def curves_html(curves: Curves) -> str:
             f'<div class="no-curves"><div class="top">{title}</div>'
             '<p class="note">No values recorded.</p></div>'
         )
-    levels = ys + [value for value in curves.baselines.values() if math.isfinite(value)]
+    levels = ys + [value for value in curves.baselines.values() if abs(value) < _LARGEST]
     x_axis = _linear(min(xs), max(xs), tight=True)
     views = [_view("linear-view", curves, series, x_axis, _linear(min(levels), max(levels)))]
-    positive = min(levels) > 0 and max(levels) > min(levels)
+    positive = min(levels) > _NOTHING and max(levels) > (1 + _ROUNDING) * min(levels)
     logarithmic = curves.log and positive
     if logarithmic or (positive and max(levels) / min(levels) > WORTH_A_LOG_SCALE):
         log_axis = _logarithmic(min(levels), max(levels))
@@ -139,9 +141,9 @@ Points = list[tuple[float, float | None]]
 def _thin(xs: list[float], ys: list[float | None]) -> Points:
     """Keep finite x; other y become gaps; a long series keeps the extremes of each column."""
     points: Points = [
-        (float(x), float(y) if y is not None and math.isfinite(y) else None)
+        (float(x), float(y) if y is not None and abs(y) < _LARGEST else None)
         for x, y in zip(xs, ys, strict=True)
-        if math.isfinite(x)
+        if abs(x) < _LARGEST
     ]
     if len(points) <= 2 * COLUMNS:
         return points
@@ -161,9 +163,13 @@ def _thin(xs: list[float], ys: list[float | None]) -> Points:
 
 
 def _linear(low: float, high: float, *, tight: bool = False) -> _Axis:
-    """Return an axis with about five ticks at 1, 2 or 5 times a power of ten."""
-    if low == high:
-        margin = abs(low) * 0.1 or 1.0
+    """Return an axis with about five ticks at 1, 2 or 5 times a power of ten.
+
+    Values that differ by rounding only count as one: steps between them would vanish.
+    """
+    size = max(abs(low), abs(high))
+    if high - low <= _ROUNDING * size or size < _NOTHING:
+        margin = size * 0.1 if size >= _NOTHING else 1.0
         low, high = low - margin, high + margin
     raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))

@@ -110,8 +110,13 @@ def render_views(
         seconds += time.perf_counter() - began
         write_frame(folder, number, rgba, depth=depth, background=background, store_rgba=store_rgba)
         progress(number - start + 1)
-    device = str(student.weights.device)
-    stats = measure_stats(end - start, cameras.width, cameras.height, seconds, device=device)
+    device, allocated = student.weights.device, None
+    if device.type == "cuda":
+        allocated = torch.cuda.max_memory_allocated(device) / 2**20
+    size = cameras.width, cameras.height
+    stats = measure_stats(
+        end - start, *size, seconds, device=str(device), gpu_peak_memory_mib=allocated
+    )
     write_stats(folder, stats)
     return stats
 

@@ -29,7 +29,7 @@ def _checks():
 
 app = application("featdistill", featdistill.__doc__, checks=_checks)
 main = partial(run_app, app)
-config_group = add_config_commands(app, "featdistill.config:TrainConfig")
+add_config_commands(app, "featdistill.config:TrainConfig")
 
 scene = typer.Typer(help="Scenes in the NeRF-synthetic layout.", no_args_is_help=True)
 teacher = typer.Typer(help="The 3D Gaussian Splatting teacher.", no_args_is_help=True)
@@ -477,7 +477,7 @@ def eval_run(
     assess_run(run, background=background, lpips_weights=lpips_weights, as_json=as_json)
 
 
-@app.command("migrate")
+@app.command()
 def migrate(
     old: Annotated[Path, typer.Argument(help="A configuration with removed keys.")],
     new: Annotated[Path, typer.Argument(help="Where to write it without them.")],

@@ -86,6 +86,9 @@ class Evaluation:
     def row(self) -> dict[str, str | float | int | None]:
         """Return one row of the summary table."""
         stats = {key: self.render_stats.get(key) for key in ("avg_fps", "peak_memory_mib")}
+        for key in ("gpu_peak_memory_mib", "gpu_power_w"):  # where a device has rendered
+            if self.render_stats.get(key) is not None:
+                stats[key] = self.render_stats[key]
         return {
             "method": self.method,
             "background": self.background,

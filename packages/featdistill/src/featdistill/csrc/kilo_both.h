@@ -36,7 +36,8 @@ KILO_BOTH float fnma(float a, float b, float c) { return fma(-a, b, c); }
 KILO_BOTH float round(float a) { return rintf(a); }
 KILO_BOTH float smaller(float a, float b) { return b < a ? b : a; }
 KILO_BOTH float larger(float a, float b) { return a < b ? b : a; }
-KILO_BOTH float clamp(float x, float low, float high) { return smaller(larger(x, low), high); }
+// What is no number becomes the lowest value: an index from it stays inside.
+KILO_BOTH float clamp(float x, float low, float high) { return smaller(larger(low, x), high); }
 
 // Offsets of the blocks of a cell's row of weights: NetworkShape.block_shapes in kilo_layout.py.
 struct Shape {

@@ -10,8 +10,8 @@
 
 namespace kilo {
 
-// A picture as it crosses the C ABI: `PictureRequest` in kilo_cuda.py, field by field. The five
-// pointers are to the device's memory, or to the host's for the function of the CPU.
+// A picture as it crosses the C ABI: `PictureRequest` in kilo_cuda.py, field by field. The pointers
+// are to the device's memory, or to the host's for the function of the CPU.
 struct PictureRequest {
   float box[6];  // lowest and highest corner
   int32_t voxels[3], cells[3];
@@ -251,8 +251,8 @@ struct Picture {
     float origin[3], direction[3];
     ray(x, y, origin, direction);
     const int64_t pixel = static_cast<int64_t>(y) * request.width + x;
-    trace(volume, networks, origin, direction, request.stop_transmittance,
-          scratch, request.rgba + 4 * pixel, request.depth + pixel);
+    trace(volume, networks, origin, direction, request.stop_transmittance, scratch,
+          request.rgba + 4 * pixel, request.depth + pixel);
   }
 };
 

@@ -76,9 +76,9 @@ def merge_layers(weights: Tensor, shape: NetworkShape) -> Tensor:
 
     The last row is its bias.
     """
-    net = shape.blocks(weights.detach().double())
-    layers = torch.cat([net.feature, net.feature_bias[:, None]], dim=1)
-    merged = layers @ net.colour_hidden[:, : shape.hidden]
+    net = shape.blocks(weights.detach())
+    layers = torch.cat([net.feature, net.feature_bias[:, None]], dim=1).double()
+    merged = layers @ net.colour_hidden[:, : shape.hidden].double()
     merged[:, -1] += net.colour_hidden_bias
     return merged.to(weights.dtype).contiguous()
 
