@@ -44,11 +44,11 @@ def main() -> None:
                 seconds[name].append(taken)
     peer = median(seconds["import torch"])
     print(f"median of {turns} runs, CPU seconds; load {os.getloadavg()[0]:.1f}")
-    print(f"{'import torch':<18} {peer:6.2f}")
+    print(f"{'import torch':<23} {peer:6.2f}")
     for name in COMMANDS:
         ours = median(seconds[name])
         verdict = "holds" if ours / peer < CLAIM else "MISSED"
-        print(f"{name + ' --help':<18} {ours:6.2f}   {ours / peer:5.2f} of it   {verdict}")
+        print(f"{name + ' --help':<23} {ours:6.2f}   {ours / peer:5.2f} of it   {verdict}")
 
 
 if __name__ == "__main__":

@@ -238,6 +238,15 @@ def test_the_index_links_every_run_and_keeps_the_reports_of_the_threads(tmp_path
     assert runner.invoke(app, ["report", "--all", str(tmp_path / "empty")]).exit_code == 2
 
 
+def test_the_index_tells_the_seeds_of_two_conditions_apart(tmp_path):
+    for condition in ("wide", "narrow"):
+        write_run(tmp_path / "runs" / condition / "seed-0", state="finished")
+    page = write_index(tmp_path / "runs", tmp_path / "index.html").read_text()
+    assert '<a href="runs/wide/seed-0/report.html">wide/seed-0</a>' in page
+    assert '<a href="runs/narrow/seed-0/report.html">narrow/seed-0</a>' in page
+    assert "in runs<" in page
+
+
 def checkout(folder: Path) -> tuple[Path, str]:
     """Make a repository with one commit, and a change that is not committed."""
     (folder / "src").mkdir(parents=True)

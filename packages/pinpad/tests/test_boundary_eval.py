@@ -218,6 +218,8 @@ def test_the_command_judges_stored_scores_beside_the_anchors(tmp_path):
     assert names == ["mine", "random", "periodic", "frame_delta"]
     assert content["judgements"][0]["metrics"]["f1@0"]["estimate"] == 1
     assert len(content["judgements"][0]["compat"]) == 3
+    assert (output.parent / content["folder"]).resolve() == episodes.resolve()
+    assert content["folder"] == "../episodes"  # holds from any working directory
     page = output.with_suffix(".html").read_text(encoding="utf-8")
     assert "mine" in page
     assert "Warning" in page

@@ -181,7 +181,9 @@ def _cells(comparison: Comparison) -> list[list[Cell]]:
             difference = row.second - row.first
         pairs = ((row.first, row.first_interval), (row.second, row.second_interval))
         values: list[Cell] = [
-            value if interval is None else with_interval(value, interval)
+            value
+            if interval is None
+            else str(with_interval(value, interval)).replace(", ", ",\N{NO-BREAK SPACE}")
             for value, interval in pairs
         ]
         shown.append([row.metric, *values, difference])

@@ -38,6 +38,8 @@ NOT_EVALUATED = "not evaluated"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TALL = 25  # a table with more rows scrolls in its own box
+_SHORT = 16  # characters of a text that is not broken, such as a date and a time
+_LONG = 40  # characters above which a text gets a column that it can be read in
 
 
 class GateRow(Protocol):
@@ -255,6 +257,8 @@ def _framed(head: str, body: str, tall: str = "") -> str:
 
 def _cell(value: Cell, number: bool, decimals: int | None) -> str:
     classes = "number" if number else "text"
+    if isinstance(value, str) and not _SHORT < len(value) <= _LONG:
+        classes += " short" if len(value) <= _SHORT else " long"
     if value is None:
         return f'<td class="{classes} absent">{NOT_EVALUATED}</td>'
     if isinstance(value, float) and math.isfinite(value) and decimals is not None:

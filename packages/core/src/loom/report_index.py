@@ -45,17 +45,19 @@ def index_report(summaries: Sequence[Summary], base: Path) -> Report:
         base: The folder of the page; links are relative to it.
     """
     states = [each.state for each in summaries]
-    report = Report("Runs", f"in {base.resolve().name}")
+    root = Path(os.path.commonpath([Path(each.path).resolve().parent for each in summaries]))
+    report = Report("Runs", f"in {root.name}")
     report.facts({state.replace("_", " "): states.count(state) for state in dict.fromkeys(states)})
     columns = ("run", "thread", "state", "step", "metric", "value", "gates", "began", "reason")
-    report.table(columns, [_cells(each, base.resolve()) for each in reversed(summaries)])
+    report.table(columns, [_cells(each, base.resolve(), root) for each in reversed(summaries)])
     return report
 
 
-def _cells(each: Summary, base: Path) -> list[Cell]:
-    report = Path(each.path).resolve() / REPORT_FILE
+def _cells(each: Summary, base: Path, root: Path) -> list[Cell]:
+    run = Path(each.path).resolve()
+    link = Path(os.path.relpath(run / REPORT_FILE, base)).as_posix()
     return [
-        Link(Path(each.path).name, Path(os.path.relpath(report, base)).as_posix()),
+        Link(run.relative_to(root).as_posix(), link),
         each.thread or "",
         each.state.replace("_", " "),
         "" if each.step is None else f"{each.step} of {each.total}",

@@ -1,5 +1,6 @@
 """`pinpad boundaries eval`: from a run or from folders to a table, a JSON file and a page."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def evaluate_folder(
         events: Kinds of true events.
         permutations: Shifts for the p value.
         seed: Of everything drawn.
-        output: JSON file.
+        output: JSON file; it names the folder as seen from its own.
         say: Prints a line.
     """
     names = [detector.name for detector in detectors]
@@ -59,7 +60,7 @@ def evaluate_folder(
         say(f"\n{kind}: {count} events in {len(recordings)} episodes")
         print_table(report.COLUMNS, report.rows(judged, kind))
     facts = {
-        "folder": str(folder),
+        "folder": os.path.relpath(folder, output.parent),
         "episodes": len(recordings),
         "permutations": permutations,
         "seed": seed,

@@ -78,7 +78,7 @@ def draw_run(run: Path, number: int | None = None) -> list[Path]:
     """
     if not (run / OUTPUT).is_file():
         raise UserError(f"{run}: has no {OUTPUT}", hint=f"run `pinpad boundaries eval {run}`")
-    files = episode_files(Path(read_json(run / OUTPUT)["folder"]))
+    files = episode_files((run / OUTPUT).parent / read_json(run / OUTPUT)["folder"])
     if number is not None and number >= len(files):
         raise UserError(f"there are {len(files)} episodes, numbered from 0", hint="--episode 0")
     chosen = files if number is None else [files[number]]
