@@ -45,6 +45,9 @@ NOT_RUN = {
     "pytest packages tests -m slow": SUITE,
     "pytest packages tests -m dist": SUITE,
     "bash .ci/run": SUITE,
+    "python -m distill.lego_response_distill --config C --max-steps N": (
+        "is the earlier program's command, beside ours that replaces it"
+    ),
     "scripts/pins.py --write": "resolves against a package index; test_pins.py runs --check",
     "torchrun --nnodes=2 --nproc-per-node=4 --node-rank=RANK --master-addr=10.0.0.1 "
     "--master-port=29500 -m coopcyl train --root OPV2V --run-dir runs/opv2v": (

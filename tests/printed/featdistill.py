@@ -1,6 +1,7 @@
 """The commands of featdistill, on bricks of 28 pixels."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from printed.runner import Chain, Step, step
@@ -23,6 +24,12 @@ def sizes() -> dict[str, Any]:
         "featdistill.embedded:TEACHER_SETTINGS": ("name=bricks-teacher", *_TEACHER.split()),
         "featdistill.supervision:POINT_POOL": 20_000,
     }
+
+
+def configurations(folder: Path) -> None:
+    """A configuration, and one with a key that was removed."""
+    (folder / "C").write_text("train: {max_steps: 9}\n")
+    (folder / "OLD.yaml").write_text("data: {freeze_student: 10}\ntrain: {max_steps: 9}\n")
 
 
 FEATDISTILL = Chain(
@@ -52,11 +59,23 @@ FEATDISTILL = Chain(
         step("featdistill demo", code=3),  # five CPU-seconds miss the gates
         step("featdistill train [KEY=VALUE]...", run=f"featdistill train --run-dir RUN {_STUDENT}"),
         step("featdistill report runs/lego-student"),
+        step("featdistill schedule"),
+        step(
+            "featdistill train --config C --max-steps N",
+            run=f"featdistill train --config C --max-steps 2 --run-dir short {_STUDENT}",
+        ),
+        step("featdistill archive RUN", run="featdistill archive short"),
+        step("featdistill migrate OLD.yaml NEW.yaml", "featdistill migrate"),
+        step("featdistill shell", plus="--command true"),
         step("featdistill report RUN"),
         step("featdistill eval run RUN"),
         step("featdistill gate RUN", code=3),
         step("featdistill diagnose RUN"),
-        step("featdistill render --checkpoint RUN", plus="--output-dir A --store-rgba"),
+        step(
+            "featdistill render --checkpoint RUN",
+            "featdistill render",
+            plus="--output-dir A --store-rgba",
+        ),
         step(run="featdistill render --checkpoint RUN --output-dir B --store-rgba"),
         step("featdistill eval compare A B", run="featdistill eval compare A/renders B/renders"),
         step(
@@ -72,5 +91,6 @@ FEATDISTILL = Chain(
         Step(("featdistill view RUN",), plus="--port 0", until="http://"),
         step("featdistill study", plus=f"--seeds 0,1 {_STUDENT} train.max_steps=2"),
     ),
+    begin=configurations,
     small=sizes,
 )
