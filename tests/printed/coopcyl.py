@@ -78,7 +78,7 @@ COOPCYL = Chain(
         *(step(f"coopcyl {name} RUN") for name in ("eval", "predict", "render", "report")),
         step("coopcyl parity RUN"),
         step(
-            "coopcyl eval RUN --split test --ladder",
+            "coopcyl eval RUN --ladder",
             run="coopcyl eval RUN --root OPV2V --split test --ladder",
         ),
         step("coopcyl stitch RIG"),
