@@ -86,8 +86,8 @@ PINPAD = Chain(
             plus=f"--seeds 0 --skip-rssm {_SWEEP}",
         ),
         step(
-            "pinpad sweep --conditions FILE --task pinpad_three --seeds 0,1,2 --jobs 1 wm_only=true "
-            "updates=1000 eval_every=500 batch_size=12 batch_length=40 prefill=40000 "
+            "pinpad sweep --conditions FILE --task pinpad_three --seeds 0,1,2 --jobs 1 "
+            "wm_only=true updates=1000 eval_every=500 batch_size=12 batch_length=40 prefill=40000 "
             "players=uniform=1,sticky=1,babble=1,oracle:0.1=1 time_limit=1000 gates=[]",
             plus=f"--seeds 0 {_SWEEP}",
         ),
