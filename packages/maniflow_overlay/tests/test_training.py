@@ -418,7 +418,8 @@ def test_half_precision_gives_the_loss_of_full_precision_and_full_precision_weig
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(full.item(), rel=0.05)
     half.backward()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    assert {g.dtype for g in gradients} == {torch.float32}
-    if preset == "tiny":  # the ResNet's bf16 weight gradients on a CPU are at times not finite
-        assert all(bool(g.isfinite().all()) for g in gradients)
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert {g.dtype for g in gradients.values()} == {torch.float32}
+    broken = {name for name, g in gradients.items() if not g.isfinite().all()}
+    # torch's own bf16 gradient of this one convolution is at times not finite on a CPU.
+    assert broken <= {"encoder.trunks.0.layer4.0.conv1.weight"}
