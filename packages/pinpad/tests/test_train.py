@@ -110,6 +110,14 @@ def test_without_acting_a_world_model_learns_from_recorded_episodes(here):
         restore_agent(here / "run")
 
 
+def test_a_world_model_makes_the_updates_of_an_agent_where_none_are_named(here):
+    arguments = [each for each in TINY if not each.startswith("updates")]
+    done = run("train", "--run-dir", "run", "wm_only=true", *arguments, "steps=432")
+    assert done.exit_code == 0, done.output
+    # pretrain 2, and 32 steps more than the scripted 400, learnt from 4 times by 8 x 8 frames
+    assert read_records(here / "run")[-1]["step"] == 2 + 32 * 4 // 64
+
+
 def test_a_model_that_cannot_predict_rewards_from_actions_misses_its_gate(here):
     arguments = [each for each in TINY if not each.startswith(("least", "time_limit"))]
     done = run("train", "--run-dir", "run", *arguments, "least_reward_ap=1.0", "time_limit=150")

@@ -97,7 +97,7 @@ class TrainConfig(WorldConfig):
         return self
 
     def all_updates(self) -> int:
-        """Return the updates of a run."""
+        """Return the updates of a run; those of an agent too where nobody acts."""
         if self.updates:
             return self.updates
         acted = max(0, self.steps - self.prefill)

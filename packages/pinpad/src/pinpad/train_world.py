@@ -172,7 +172,7 @@ def train_world(config: WorldConfig, run: Run[WorldConfig]) -> tuple[WorldModel,
     result = fit(
         run,
         state,
-        steps=config.updates,
+        steps=config.all_updates(),
         batch=batch,
         loss=loss,
         lr=lambda step: config.model_lr,
