@@ -137,6 +137,14 @@ def test_updates_follow_from_steps_and_the_other_way_round():
     assert [many.acted(step) for step in (103, 104, 108)] == [0, 1, 2]
 
 
+def test_novelty_counts_until_its_last_step_or_for_ever_and_never_for_the_greedy():
+    curious = TrainConfig(expl_behavior="plan2explore", dataset_size=200_000)
+    assert curious.explores(10_000_000)
+    until = curious.model_copy(update={"expl_until": 300_000})
+    assert [until.explores(steps) for steps in (299_999, 300_000)] == [True, False]
+    assert not TrainConfig(expl_until=300_000).explores(0)
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_can_be_chosen(name):
     chosen = resolve_training(None, ["seed=3"], name).config

@@ -115,11 +115,12 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Agent[Any], FitRe
             memory.add(rooms.envs, rooms.action, reward, rooms.is_first)
 
     def loss(agent: Agent[Any], data: Seen, step: int) -> Losses:
-        exploring = config.expl_behavior != "greedy" and len(memory) < config.expl_until
+        env_steps = memory.total * config.envs
+        exploring = config.explores(env_steps)
         interest = Interest(config.expl_extr_scale, config.expl_intr_scale) if exploring else TASK
         parts, metrics = agent.losses(data, draws, interest, behaviour=step >= config.pretrain // 2)
         measured: dict[str, float | Tensor | None] = {
-            "train/env_steps": float(memory.total * config.envs),
+            "train/env_steps": float(env_steps),
             "train/rewards_held": float(memory.rewards),
             **{f"train/{name}": value for name, value in metrics.items()},
         }
