@@ -115,6 +115,11 @@ def trace(run: Path, episode: Episode) -> Traced:
         if above.shape != (len(episode),):
             raise UserError(f"{stored}: abs_surprise has shape {above.shape}", hint="judge again")
         scores["abs_surprise"] = above.astype(np.float64)
+    if not scores.keys() & {"posterior", "surprise"}:
+        raise UserError(
+            f"{run / SCORES}: no scores of episode {episode.name}",
+            hint=f"judge again: `pinpad boundaries eval {run}`",
+        )
     events = episode.events.get(EVENT, np.zeros(len(episode), bool))
     count = int(events[1:].sum())
     if "posterior" not in scores:
