@@ -118,6 +118,18 @@ def test_a_world_model_makes_the_updates_of_an_agent_where_none_are_named(here):
     assert read_records(here / "run")[-1]["step"] == 2 + 32 * 4 // 64
 
 
+def test_held_out_episodes_that_a_model_cannot_be_judged_on_are_named(here):
+    collect(here / "large", "three", parse_mix("babble"), 1, length=60, size=64, seed=0)
+    done = run("train", "--run-dir", "one", "heldout=large", *TINY)
+    assert done.exit_code == 2, done.output
+    assert "held-out frames are (64, 64, 3), those learnt from (16, 16, 3)" in done.output
+    short = [each for each in TINY if not each.startswith("time_limit")]
+    done = run("train", "--run-dir", "two", *short, "time_limit=20")
+    assert done.exit_code == 2, done.output
+    assert "have 21 frames at most" in done.output
+    assert "time_limit=24" in done.output
+
+
 def test_a_model_that_cannot_predict_rewards_from_actions_misses_its_gate(here):
     arguments = [each for each in TINY if not each.startswith(("least", "time_limit"))]
     done = run("train", "--run-dir", "run", *arguments, "least_reward_ap=1.0", "time_limit=150")

@@ -16,6 +16,7 @@ from loom.loop import Every, FitResult, Losses, Term, TrainState, fit
 from loom.run import Run
 from torch import Tensor
 
+from pinpad.data.episodes import require_same_frames
 from pinpad.data.players import parse_mix
 from pinpad.data.replay import Replay
 from pinpad.envs.layouts import MOVES, layout_name
@@ -84,6 +85,8 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Agent[Any], FitRe
             "an agent that acts trains in one process",
             hint="start it without torchrun; wm_only=true learns in several",
         )
+    heldout = heldout_episodes(config)
+    require_same_frames((config.size, config.size, 3), heldout[0].image.shape[1:])
     rooms = Rooms(
         layout_name(config.task),
         config.envs,
@@ -129,7 +132,7 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Agent[Any], FitRe
         terms = {name: Term(part.value, part.weight) for name, part in parts.items()}
         return Losses(terms, measured)
 
-    steps, windows = config.all_updates(), Evaluation(heldout_episodes(config), config)
+    steps, windows = config.all_updates(), Evaluation(heldout, config)
 
     def evaluate(agent: Agent[Any]) -> dict[str, float | None]:
         found = windows(agent.world)
