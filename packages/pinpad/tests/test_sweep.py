@@ -1,5 +1,6 @@
 """Sweeps with a stand-in for the training; `test_sweep_commands.py` holds the real one."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,7 +16,9 @@ from loom.config import resolve
 from loom.doctor import Finding
 from loom.errors import UserError
 from pinpad.cli import app
-from pinpad.sweep import command, execute, plan, status_file
+from pinpad.data.collect import collect
+from pinpad.data.players import parse_mix
+from pinpad.sweep import command, execute, monitor, plan, status_file
 from pinpad.sweep.conditions import BOUNDARY4
 from pinpad.sweep.plan import SweepSettings, jobs, members
 from pinpad.sweep.state import read_sweep
@@ -156,6 +159,45 @@ def test_every_sweep_gets_a_fresh_log_root(here):
     assert done.exit_code == 2
     assert "is not empty" in done.output
     assert "--resume" in done.output
+
+
+def test_a_log_that_the_shell_has_opened_in_the_log_root_is_no_other_sweep(here):
+    # logdir/full3: `pinpad sweep > logdir/full3/run.log` makes it before the sweep begins
+    root = here / "full3"
+    root.mkdir()
+    (root / "run.log").write_text("")
+    execute.begin(SweepSettings(overrides=SMALL), root, None)
+    assert (root / "sweep_settings.yaml").is_file()
+    other = here / "other"
+    other.mkdir()
+    (other / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="is not empty"):
+        execute.begin(SweepSettings(overrides=SMALL), other, None)
+
+
+def test_a_sweep_finds_its_data_from_any_folder_and_says_where_they_have_gone(here, monkeypatch):
+    collect(here / "mine", "three", parse_mix("babble"), 1, length=20, size=16, seed=0)
+    settings = execute.settings_from(
+        {"data": Path("mine"), "overrides": ("wm_only=true", *SMALL), "episodes": 1}
+    )
+    execute.begin(settings, here / "root", None)
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    settings = execute.go_on(here / "root", {})
+    plan.record(settings, here / "root")
+    assert f"data={here / 'mine'}" in jobs(settings, here / "root").jobs[0].command
+    (here / "mine").rename(here / "gone")
+    with pytest.raises(UserError, match="mine: no episodes"):
+        plan.record(settings, here / "root")
+
+
+def test_data_of_another_size_are_refused_before_anything_is_made(here):
+    collect(here / "large", "three", parse_mix("babble"), 1, length=20, size=64, seed=0)
+    done = pinpad("sweep", "--data", "large", "--logroot", "root", "wm_only=true", *SMALL)
+    assert done.exit_code == 2
+    assert "held-out frames are (16, 16, 3), those learnt from (64, 64, 3)" in done.output
+    assert "size=64" in done.output
+    assert not (here / "root").exists()
 
 
 @pytest.mark.parametrize(
@@ -398,6 +440,38 @@ def test_a_reader_never_sees_half_a_status_file(here):
         write_status_file(path, state)
     assert int(reader.communicate()[0]) > 100
     assert reader.returncode == 0
+
+
+def test_a_monitor_in_a_pipe_says_each_change_in_a_line_and_ends_with_the_picture(
+    here, monkeypatch, capsys
+):
+    execute.begin(SweepSettings(overrides=SMALL), here / "root", None)
+    waiting = read_sweep(here / "root")
+    running, *others = waiting.runs
+    running = dataclasses.replace(running, state="running", step=100, total=400, rate=20.0)
+    begun = dataclasses.replace(waiting, runs=(running, *others))
+    more = dataclasses.replace(running, step=101)
+    later = dataclasses.replace(waiting, runs=(more, *others))
+    ended = dataclasses.replace(begun, state="failed")
+    monkeypatch.setattr(monitor, "states", lambda root: iter([waiting, begun, later, ended]))
+    assert monitor.follow(here / "root") == ended
+    first, second, third, *picture = capsys.readouterr().out.splitlines()
+    assert first[9:] == "running, all 0 %, 0 of 4 ended, 0 failed"
+    assert second[9:] == (
+        "running, (1/4) pinpad_rssm_seed0 train 100/400, all 6 %, 0 of 4 ended, 0 failed, "
+        "0:01:15 left"
+    )
+    assert "FAILED" in third  # a step more is no change worth a line
+    assert len(picture) == 7
+
+
+def test_a_sweep_is_stopped_by_its_status_file(here):
+    execute.begin(SweepSettings(overrides=SMALL), here / "one", None)
+    execute.begin(SweepSettings(overrides=SMALL), here / "logdir" / "newest", None)
+    write_status_file(here / "status.env", read_sweep(here / "one"))
+    done = pinpad("stop", "--status-file", "status.env")
+    assert done.exit_code == 2
+    assert f"{here / 'one'}: nothing is running" in done.output
 
 
 def test_a_status_file_leads_the_monitor_to_its_sweep(here):
