@@ -202,6 +202,12 @@ def test_a_run_that_was_not_judged_says_how(tmp_path):
         draw_run(tmp_path)
 
 
+def test_a_folder_without_a_run_gets_no_page(tmp_path):
+    with pytest.raises(UserError, match="holds neither a run nor a sweep"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_page_of_a_run_holds_table_and_pictures(judged_run):
     page = write_report(judged_run).read_text(encoding="utf-8")
     assert "Boundaries against reward: 4 events" in page

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -204,6 +206,16 @@ def test_wrong_settings_are_named(arguments, message, here):
     done = run("train", *arguments)
     assert done.exit_code == 2, done.output
     assert message in done.output
+
+
+def test_a_wrong_setting_is_named_without_loading_torch():
+    code = (
+        "import sys\nfrom pinpad.cli import app\nfrom typer.testing import CliRunner\n"
+        "done = CliRunner().invoke(app, ['train', 'updates=-3'])\n"
+        "print(done.exit_code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
 
 
 def test_the_oracle_earns_much_and_uniform_play_little():

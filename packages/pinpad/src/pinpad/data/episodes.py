@@ -167,7 +167,9 @@ def episode_files(folder: Path) -> list[Path]:
     Raises:
         UserError: There are none.
     """
-    found = sorted(folder.glob("*.npz")) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no episodes, it is no folder", hint="check the path")
+    found = sorted(folder.glob("*.npz"))
     if not found:
         raise UserError(
             f"{folder}: no episodes (.npz)", hint="`pinpad collect FOLDER` records some"
