@@ -17,7 +17,7 @@ from loom.errors import UserError
 from pinpad.cli import app
 from pinpad.data.collect import collect
 from pinpad.data.players import parse_mix
-from pinpad.sweep import command, execute, plan
+from pinpad.sweep import command, execute, plan, report
 from pinpad.sweep.conditions import BOUNDARY4
 from pinpad.sweep.plan import SweepSettings, jobs, members
 from pinpad.sweep.state import read_sweep
@@ -185,6 +185,16 @@ def test_data_of_another_size_are_refused_before_anything_is_made(here):
     assert "held-out frames are (16, 16, 3), those learnt from (64, 64, 3)" in done.output
     assert "size=64" in done.output
     assert not (here / "root").exists()
+
+
+def test_the_run_log_gets_the_lines_of_the_report_too(here, monkeypatch):
+    monkeypatch.setattr(report, "write_report", lambda root, say: say("\nreward:\ntwo lines"))
+    file = conditions(here / "c.yaml", "good")
+    done = pinpad("sweep", "--conditions", file, "--run-log", "a b/run.log", *SMALL)
+    assert done.exit_code == 0, done.output
+    lines = Path("a b/run.log").read_text().splitlines()
+    assert lines[0].startswith("[sweep] 1 runs in")
+    assert lines[-3:-1] == ["reward:", "two lines"]
 
 
 @pytest.mark.parametrize(

@@ -140,10 +140,11 @@ def run_sweep(
     status_file = status_file or root / STATUS_FILE
     count = len(plan.members(settings))
 
-    def tell(line: str) -> None:
-        say(line)
+    def tell(text: str) -> None:
+        say(text)
         if run_log is not None:
-            append_line(run_log, line)
+            for line in filter(None, text.splitlines()):
+                append_line(run_log, line)
 
     if run_log is not None:
         run_log.parent.mkdir(parents=True, exist_ok=True)
