@@ -441,7 +441,28 @@ def test_moving_a_run_aside_keeps_every_file_and_refuses_a_running_one(tmp_path)
         run_directory.move_aside(old)
 
 
-def test_a_run_that_ended_at_once_asks_for_its_configuration_again(tmp_path):
-    (tmp_path / ".lock").touch()
-    with pytest.raises(UserError, match="before it had written its configuration"):
-        opened(tmp_path, resume=True)
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [
+        (None, "there is no run to resume"),
+        (".lock", "before it had written its configuration"),
+        ("thesis.tex", "not a run's directory"),
+    ],
+)
+def test_a_resume_without_the_settings_of_its_run_never_takes_the_defaults(tmp_path, left, message):
+    directory = tmp_path / "run"
+    if left is not None:
+        directory.mkdir()
+        (directory / left).touch()
+    with pytest.raises(UserError, match=message):
+        run_directory.settings_of(None, directory, resume=True)
+    with pytest.raises(UserError, match=message):
+        opened(directory, resume=True)
+
+
+def test_settings_come_from_the_named_file_or_on_a_resume_from_the_run(finished, tmp_path):
+    file = tmp_path / "mine.yaml"
+    assert run_directory.settings_of(file, finished, resume=True) == file
+    assert run_directory.settings_of(None, finished, resume=True) == finished / "config.yaml"
+    assert run_directory.settings_of(None, finished, resume=False) is None
+    assert run_directory.settings_of(None, None, resume=True) is None

@@ -108,14 +108,8 @@ class Run(Generic[C]):
                 "the processes of one run have to agree on its directory",
                 hint="name the run's directory",
             )
-        if resume and source is None and directory is not None:
-            if (directory / CONFIG_FILE).is_file():
-                source = directory / CONFIG_FILE
-            elif directory.is_dir() and run_directory.is_vacant(directory):
-                raise UserError(
-                    f"{directory}: the run ended before it had written its configuration",
-                    hint="give the configuration again, as at its beginning",
-                )
+        if not isinstance(source, Resolved):
+            source = run_directory.settings_of(source, directory, resume=resume)
         resolved = source if isinstance(source, Resolved) else resolve(model, source, overrides)
         if directory is None:
             directory = run_directory.choose(RUNS / thread, _name(resolved, thread), resume=resume)

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from loom.config import Resolved, resolve
 from loom.run import Run
+from loom.run_directory import settings_of
 
 from featdistill.assess import Assessment, assess
 from featdistill.config import TrainConfig
@@ -35,8 +36,7 @@ def run_training(
     archive: bool = False,
 ) -> Path:
     """Train, judge every evaluation view, write the page; return the run directory."""
-    if resume and source is None and directory is not None:
-        source = directory if (directory / "config.yaml").is_file() else None
+    source = settings_of(source, directory, resume=resume)
     flags = {"train.max_steps": max_steps, "log_interval": log_interval}
     resolved = resolve(TrainConfig, source, overrides, flags=flags)
     whole = resolve(TrainConfig, source, overrides).config.train.max_steps
