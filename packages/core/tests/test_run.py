@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -156,6 +157,74 @@ def test_resume_takes_a_setting_that_may_change_and_notes_it(finished):
     assert facts(finished)["resumes"][0]["changed"] == ["train.max_steps: 50000 -> 60000"]
     assert read_yaml(finished / "config.yaml")["train"]["max_steps"] == 60_000
     assert facts(finished)["config"]["train"]["max_steps"] == 60_000
+
+
+class Rates(Config):
+    lr: float = 0.1
+
+
+class Old(Settings):
+    phases: tuple[Rates, ...] = ()
+
+
+class Phase(Rates):
+    warmup: int = 5
+
+
+class Loader(Config):
+    workers: int = 2
+
+
+class NewerTrain(Train):
+    recent_steps: int = 100_000
+    ceiling: float = math.inf
+
+
+class Newer(Settings):
+    """The settings of later code: keys more at the top, in a section and in a list's items."""
+
+    train: NewerTrain = NewerTrain()
+    loader: Loader = Loader()
+    phases: tuple[Phase, ...] = ()
+
+
+class OnlySteps(Config):
+    max_steps: int = 50_000
+
+
+class Fewer(Config):
+    """The settings of later code that has lost a key and gained a section."""
+
+    seed: int = 2025
+    train: OnlySteps = OnlySteps()
+    loader: Loader = Loader()
+
+
+def test_resume_takes_keys_that_newer_code_has_at_their_defaults_and_names_them(tmp_path):
+    first = Run.open("featdistill", Old, overrides=["phases=[{}]"], directory=tmp_path, quiet=True)
+    with first:
+        pass
+    with Run.open("featdistill", Newer, directory=tmp_path, resume=True, quiet=True) as run:
+        assert run.config.train.recent_steps == 100_000
+    line = (
+        "[resume] newer code has settings of its own, at their defaults: "
+        "loader.workers, phases.0.warmup, train.ceiling, train.recent_steps"
+    )
+    assert line in facts(tmp_path)["warnings"]
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").count(line) == 1
+    with Run.open("featdistill", Newer, directory=tmp_path, resume=True, quiet=True):
+        pass
+    assert [each["gained"] for each in facts(tmp_path)["resumes"]][1] == []
+
+
+def test_resume_refuses_a_newer_key_at_another_value_and_a_key_that_is_gone(finished):
+    options = {"directory": finished, "resume": True, "quiet": True}
+    with pytest.raises(UserError, match=r"train\.recent_steps: 100000 -> 7") as caught:
+        Run.open("featdistill", Newer, overrides=["train.recent_steps=7"], **options)
+    assert "ceiling" not in caught.value.message
+    with pytest.raises(UserError, match=r"train\.lr: 0\.0005 -> absent") as caught:
+        Run.open("featdistill", Fewer, resolve(Fewer), **options)
+    assert "workers" not in caught.value.message
 
 
 def test_resume_refuses_another_checkout_and_names_it(finished, monkeypatch):

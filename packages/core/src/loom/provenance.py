@@ -17,7 +17,15 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from loom.config import Resolved, config_hash, differences, plain
+from loom.config import (
+    Config,
+    Resolved,
+    completed,
+    config_hash,
+    differences,
+    flatten,
+    plain,
+)
 from loom.errors import UserError
 from loom.files import sha256_file
 from loom.record import storable
@@ -53,14 +61,15 @@ def facts(thread: str, resolved: Resolved[Any], *, seed: int, world_size: int) -
 
 
 def continued(
-    saved: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str], directory: Path
+    saved: Mapping[str, Any], now: Mapping[str, Any], config: Config, directory: Path
 ) -> dict[str, Any]:
     """Return the content of `run.json` for a run that goes on.
 
     Args:
         saved: what the file holds.
         now: the facts of this process.
-        free: dotted keys of the configuration, or of sections of it, that may change.
+        config: the settings of this process. A key that they have gained since the run began is no
+            difference while it stands at its default: the run had no other value.
         directory: the run's, for the message.
 
     Raises:
@@ -68,7 +77,9 @@ def continued(
             `key: was -> now`.
     """
     try:
-        changes = differences(saved["config"], now["config"])
+        before = _json_safe(completed(type(config), saved["config"]))
+        changes = differences(before, now["config"])
+        free = config.free_on_resume
         allowed = [change for change in changes if _is_free(change.partition(": ")[0], free)]
         refused = [change for change in changes if change not in allowed]
         if saved["thread"] != now["thread"]:
@@ -76,6 +87,8 @@ def continued(
         refused += differences(_paths(saved), _paths(now))
         allowed += differences(_surroundings(saved), _surroundings(now))
         resumes = [*saved["resumes"]]
+        gained = dict(flatten(before)).keys() - dict(flatten(saved["config"])).keys()
+        gained -= {change.partition(": ")[0] for change in allowed}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{directory}/run.json: is not what Loom wrote: {error!r}",
@@ -88,7 +101,8 @@ def continued(
             hint="go back to what it began with, or start a new run",
         )
     kept = ("command", "began", "git", "packages", "host", "device", "threads", "world_size")
-    resumes.append({key: now[key] for key in kept} | {"changed": allowed})
+    changes = {"changed": allowed, "gained": sorted(gained)}
+    resumes.append({key: now[key] for key in kept} | changes)
     return {
         **saved,
         "config": now["config"],

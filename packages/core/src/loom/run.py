@@ -328,7 +328,7 @@ class Run(Generic[C]):
             )
             if self.resumed:
                 saved = read_json(self.dir / RUN_FILE)
-                self._facts = provenance.continued(saved, now, self.config.free_on_resume, self.dir)
+                self._facts = provenance.continued(saved, now, self.config, self.dir)
             else:
                 self._facts = now
             write_atomic(self.dir / CONFIG_FILE, to_yaml(self.config))
@@ -346,8 +346,16 @@ class Run(Generic[C]):
             self.info(f"[run] {'goes on' if self.resumed else 'begins'} in {self.dir}")
         for notice in self._resolved.notices:
             self.warn(notice)
-        for change in self._facts["resumes"][-1]["changed"] if self.resumed else ():
+        if self.resumed:
+            self._tell_changes(**{k: self._facts["resumes"][-1][k] for k in ("changed", "gained")})
+
+    def _tell_changes(self, changed: Sequence[str], gained: Sequence[str]) -> None:
+        """Say in which way a resume is not what the run was before."""
+        for change in changed:
             self.warn(f"[resume] {change}")
+        if gained:
+            keys = ", ".join(gained)
+            self.warn(f"[resume] newer code has settings of its own, at their defaults: {keys}")
 
     def _live(self) -> Mapping[str, Any]:
         return self._progress.status() if self._progress is not None else {}

@@ -101,6 +101,21 @@ def resolve(
     return Resolved(config, origins, label, (*remarks, *notices, *_advice(config)))
 
 
+def completed(model: type[Config], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recorded settings with the keys that the model has gained since, at their defaults.
+
+    Args:
+        model: The config class as it is now.
+        recorded: A config of it, as `plain` gave it then; keys that the model has lost are kept.
+    """
+    layers = Layers(model)
+    layers.lay(dict(recorded), lambda _: "recorded")
+    try:
+        return plain(model.model_validate_json(json.dumps(layers.values)))
+    except pydantic.ValidationError:  # a key is gone, or its type is another
+        return layers.values
+
+
 def show(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     """Write every value with its origin, one `KEY=VALUE  # origin` per line.
 
