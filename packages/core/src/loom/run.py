@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from loom import native, provenance, run_directory
+from loom import farewell, native, provenance, run_directory
 from loom.config import Config, Resolved, resolve, to_yaml
 from loom.errors import GateMissed, UserError
 from loom.files import append_line, read_json, write_atomic, write_json
@@ -275,6 +275,8 @@ class Run(Generic[C]):
         trace: TracebackType | None,
     ) -> None:
         native.on_notice(self._listener)
+        if error is not None:
+            farewell.announce()
         if not self.is_main:
             return
         state, reason = self._outcome(error)
