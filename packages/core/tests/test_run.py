@@ -244,6 +244,13 @@ def test_resume_warns_of_another_machine(finished, monkeypatch):
     assert any('-> "elsewhere"' in warning for warning in facts(finished)["warnings"])
 
 
+@pytest.mark.parametrize("config", ["lost", 3, [1], None])
+def test_resume_refuses_facts_that_are_not_what_a_run_writes(finished, config):
+    (finished / "run.json").write_text(json.dumps(facts(finished) | {"config": config}))
+    with pytest.raises(UserError, match=r"run\.json: is not what Loom wrote"):
+        opened(finished, resume=True)
+
+
 def test_resume_refuses_other_data_and_names_both(tmp_path):
     data, directory = tmp_path / "scene.bin", tmp_path / "run"
     data.write_bytes(b"one")
@@ -335,13 +342,14 @@ def test_status_and_log_follow_the_progress(tmp_path, capsys):
         run.info("loading teacher frames 40/200")
         report = run.progress("蒸留", 10)
         report.update(10, "loss 0.5")
-        run.record(10, {"metric/psnr_db": float("inf")})
+        run.record(10, {"metric/psnr_db": float("inf"), "loss/total": 2.0})
+        run.record(11, {"loss/total": 1.0})
     out = capsys.readouterr().out.splitlines()
     assert out[1] == "loading teacher frames 40/200"
     assert out[-1].startswith("(蒸留) [10/10]: 100%|")
     status = read_status(tmp_path)
     assert (status["phase"], status["step"], status["total"]) == ("蒸留", 10, 10)
-    assert status["metrics"] == {"metric/psnr_db": "Infinity"}
+    assert status["metrics"] == {"metric/psnr_db": "Infinity", "loss/total": 1.0}  # the newest
     log = (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert [line for line in out if line not in log] == []
 

@@ -89,7 +89,7 @@ def continued(
         resumes = [*saved["resumes"]]
         gained = dict(flatten(before)).keys() - dict(flatten(saved["config"])).keys()
         gained -= {change.partition(": ")[0] for change in allowed}
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{directory}/run.json: is not what Loom wrote: {error!r}",
             hint="archive the directory and start anew",

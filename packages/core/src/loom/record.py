@@ -224,7 +224,7 @@ class _Table:
 
     def check(self, keys: Iterable[str]) -> None:
         """Refuse two keys that would share a column."""
-        owners = dict(self._columns)
+        owners = {"step": "step", "time": "time"} | self._columns
         for key in keys:
             owner = owners.setdefault(_column(key), key)
             if owner != key:

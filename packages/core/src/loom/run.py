@@ -64,6 +64,7 @@ class Run(Generic[C]):
         self._lock: BaseFileLock | None = None
         self._heartbeat: Heartbeat | None = None
         self._records: Records | None = None
+        self._metrics: dict[str, float | str | None] = {}
         self._progress: Progress | None = None
         self._resume_step: int | None = None
         self._listener: Callable[[str], None] | None = None
@@ -190,8 +191,8 @@ class Run(Generic[C]):
                 self._resume_step = max(steps, default=0)
             self._records = Records(self.dir, self._resume_step, on_notice=self.info)
         self._records.record(step, metrics)
-        last = {k: None if v is None else storable(float(v)) for k, v in metrics.items()}
-        self.status(metrics=last)
+        self._metrics |= {k: None if v is None else storable(float(v)) for k, v in metrics.items()}
+        self.status(metrics=dict(self._metrics))
 
     def resume_at(self, step: int) -> None:
         """Say from which step a resumed run goes on: the records of later steps are dropped.
