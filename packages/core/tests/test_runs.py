@@ -14,6 +14,7 @@ from loom.__main__ import app
 from loom.comparison import compare, comparison_report
 from loom.errors import UserError
 from loom.files import write_json
+from loom.report import Report
 from loom.report_index import write_index
 from loom.runs import find_runs, shown_age, summary
 from loom.snapshot import snapshot
@@ -236,6 +237,34 @@ def test_the_index_links_every_run_and_keeps_the_reports_of_the_threads(tmp_path
     assert "<html" in (damaged / "report.html").read_text()
     (tmp_path / "empty").mkdir()
     assert runner.invoke(app, ["report", "--all", str(tmp_path / "empty")]).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["report", "watch"])
+def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path, command):
+    (tmp_path / "thesis.tex").write_text("x")
+    result = runner.invoke(app, [command, str(tmp_path)])
+    assert result.exit_code == 2
+    assert "is not a run's directory" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_whose_folder_cannot_be_written_stands_in_the_index_without_a_link(
+    tmp_path, monkeypatch
+):
+    for name in ("mine", "theirs"):
+        write_run(tmp_path / name)
+    written = Report.write
+
+    def refused(report: Report, path: Path) -> Path:
+        if path.parent.name == "theirs":
+            raise UserError(f"{path}: read-only file system")
+        return written(report, path)
+
+    monkeypatch.setattr(Report, "write", refused)
+    page = write_index(tmp_path).read_text()
+    assert 'href="mine/report.html"' in page
+    assert "theirs" in page
+    assert "theirs/report.html" not in page
 
 
 def test_the_index_tells_the_seeds_of_two_conditions_apart(tmp_path):

@@ -75,8 +75,10 @@ def watch(
 
 @app.command()
 def compare(
-    first: RunArgument,
-    second: RunArgument,
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="A run, or a folder with the seeds of a condition.")
+    ],
+    second: Annotated[Path, typer.Argument(metavar="B", help="What it is compared with.")],
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a page with the curves as well.")
     ] = None,
@@ -113,9 +115,11 @@ def compare(
 
 @app.command()
 def report(
-    run: RunArgument = Path("runs"),
+    run: Annotated[
+        Path, typer.Argument(metavar="[RUN]", help="Directory of a run; with --all, of runs.")
+    ] = Path("runs"),
     every: Annotated[
-        bool, typer.Option("--all", help="RUN is a folder of runs: write its index.html.")
+        bool, typer.Option("--all", help="Write the page that links every run below the folder.")
     ] = False,
     output: Annotated[
         Path | None,
@@ -125,11 +129,13 @@ def report(
     """Write a run's report, one HTML file that needs nothing else, or the index of all runs."""
     from loom.report_index import REPORT_FILE, write_index
     from loom.report_run import run_report
+    from loom.runs import require_run
 
     if every:
         typer.echo(write_index(run, output))
-    else:
-        typer.echo(run_report(run).write(output or run / REPORT_FILE))
+        return
+    require_run(run, hint="`loom report --all` takes a folder of runs")
+    typer.echo(run_report(run).write(output or run / REPORT_FILE))
 
 
 @app.command()
