@@ -244,6 +244,25 @@ def test_resume_warns_of_another_machine(finished, monkeypatch):
     assert any('-> "elsewhere"' in warning for warning in facts(finished)["warnings"])
 
 
+def test_a_value_that_was_overridden_is_said_and_is_no_warning(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 7\n", encoding="utf-8")
+    options = {"directory": tmp_path / "run"}
+    with Run.open("featdistill", Settings, file, ["seed=8"], **options):
+        pass
+    assert "seed: 7" in capsys.readouterr().out
+    assert "-> 8 (override)" in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+    assert facts(tmp_path / "run")["warnings"] == []
+
+
+@pytest.mark.parametrize("script", ["/x/bin/pinpad", "/x/packages/pinpad/src/pinpad/__main__.py"])
+def test_the_command_is_told_as_it_was_called(tmp_path, monkeypatch, script):
+    monkeypatch.setattr(sys, "argv", [script, "train", "seed=1 2"])
+    with opened(tmp_path):
+        pass
+    assert facts(tmp_path)["command"] == "pinpad train 'seed=1 2'"
+
+
 @pytest.mark.parametrize("config", ["lost", 3, [1], None])
 def test_resume_refuses_facts_that_are_not_what_a_run_writes(finished, config):
     (finished / "run.json").write_text(json.dumps(facts(finished) | {"config": config}))

@@ -40,7 +40,7 @@ def facts(thread: str, resolved: Resolved[Any], *, seed: int, world_size: int) -
     own = found.get(thread.replace("-", "_"), found[_CORE])
     return {
         "thread": thread,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(Path(sys.argv[0])), *sys.argv[1:]]),
         "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "working_directory": str(Path.cwd()),
         "config": _json_safe(plain(resolved.config)),
@@ -187,6 +187,11 @@ def fingerprint(source: Path | str) -> tuple[str, str | None]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file or folder", hint="check the path")
     return sha256_file(path), str(path.resolve())
+
+
+def _program(script: Path) -> str:
+    """Return what the user called: `pinpad` for the script and for `python -m pinpad`."""
+    return script.parent.name if script.name == "__main__.py" else script.name
 
 
 def _paths(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -348,7 +348,8 @@ class Run(Generic[C]):
         else:
             self.info(f"[run] {'goes on' if self.resumed else 'begins'} in {self.dir}")
         for notice in self._resolved.notices:
-            self.warn(notice)
+            say = self.info if notice in self._resolved.overridden else self.warn
+            say(notice)
         if self.resumed:
             self._tell_changes(**{k: self._facts["resumes"][-1][k] for k in ("changed", "gained")})
 
