@@ -1,6 +1,7 @@
 """Runs are listed, followed, compared and packed from their directories alone, in any state."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from loom.__main__ import app
 from loom.comparison import compare, comparison_report
+from loom.drawing import print_table
 from loom.errors import UserError
 from loom.files import write_json
 from loom.report import Report
@@ -163,6 +165,22 @@ def seeds(folder: Path, name: str, values: list[float], width: int = 4, first: i
         run = write_run(folder / f"{name}-{seed}", config=f"seed: {seed}\nwidth: {width}\n")
         write_records(run, {"metric/m": 0.0}, {"metric/m": value})
     return folder
+
+
+def test_what_programs_are_told_is_strict_json_though_a_metric_is_infinite(tmp_path, capsys):
+    for name in ("a", "b"):
+        write_records(write_run(tmp_path / name), {"metric/psnr_db": "Infinity"})
+    result = runner.invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"])
+    print_table(("name", "psnr_db"), [("a", math.inf), ("b", math.nan)], as_json=True)
+    table = capsys.readouterr().out
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    told = json.loads(result.stdout, parse_constant=refuse)
+    assert told["metrics"][0]["first"] == "Infinity"
+    shown = json.loads(table, parse_constant=refuse)
+    assert [row["psnr_db"] for row in shown] == ["Infinity", "NaN"]
 
 
 def test_folders_of_seeds_are_compared_by_their_means_with_intervals(tmp_path):

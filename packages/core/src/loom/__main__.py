@@ -38,11 +38,12 @@ def runs(
     from dataclasses import asdict
 
     from loom.drawing import print_table
+    from loom.record import json_safe
     from loom.runs import find_runs, shown_age, shown_gates
 
     found = find_runs(root)
     if as_json:
-        typer.echo(json.dumps([asdict(each) for each in found], indent=2))
+        typer.echo(json.dumps(json_safe([asdict(each) for each in found]), indent=2))
         return
     if not found:
         typer.echo(f"{root}: no runs")
@@ -91,11 +92,12 @@ def compare(
     from loom.comparison import compare as compare_runs
     from loom.comparison import comparison_report, with_interval
     from loom.drawing import print_table
+    from loom.record import json_safe
 
     found = compare_runs(first, second)
     page = comparison_report(found).write(html) if html is not None else None
     if as_json:
-        metrics = [asdict(row) for row in found.metrics]
+        metrics = json_safe([asdict(row) for row in found.metrics])
         typer.echo(json.dumps({"settings": found.settings, "metrics": metrics}, indent=2))
         return
     typer.echo("\n".join(found.settings) if found.settings else "the settings are the same")

@@ -28,7 +28,7 @@ from loom.config import (
 )
 from loom.errors import UserError
 from loom.files import sha256_file
-from loom.record import storable
+from loom.record import json_safe
 
 _CORE = "loom"
 _DISTRIBUTIONS = {"loom": "loom-core"}
@@ -43,7 +43,7 @@ def facts(thread: str, resolved: Resolved[Any], *, seed: int, world_size: int) -
         "command": shlex.join([_program(Path(sys.argv[0])), *sys.argv[1:]]),
         "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "working_directory": str(Path.cwd()),
-        "config": _json_safe(plain(resolved.config)),
+        "config": json_safe(plain(resolved.config)),
         "config_hash": config_hash(resolved.config),
         "config_source": resolved.source,
         "config_origins": resolved.origins,
@@ -77,7 +77,7 @@ def continued(
             `key: was -> now`.
     """
     try:
-        before = _json_safe(completed(type(config), saved["config"]))
+        before = json_safe(completed(type(config), saved["config"]))
         changes = differences(before, now["config"])
         free = config.free_on_resume
         allowed = [change for change in changes if _is_free(change.partition(": ")[0], free)]
@@ -208,15 +208,6 @@ def _surroundings(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_free(key: str, free: Collection[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in free)
-
-
-def _json_safe(value: Any) -> Any:
-    """Return the value with the floats that JSON lacks as text."""
-    if isinstance(value, dict):
-        return {key: _json_safe(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_json_safe(item) for item in value]
-    return storable(value) if isinstance(value, float) else value
 
 
 def _version(distribution: str) -> str | None:

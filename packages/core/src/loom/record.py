@@ -19,6 +19,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from loom.errors import UserError
 from loom.files import explained, write_atomic
@@ -172,6 +173,15 @@ def storable(value: float | None) -> float | str | None:
     if value is None or math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def json_safe(value: Any) -> Any:
+    """Return a tree of mappings and lists with the floats that JSON lacks as `storable` text."""
+    if isinstance(value, Mapping):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return storable(value) if isinstance(value, float) else value
 
 
 def _to_json(row: Row) -> bytes:
