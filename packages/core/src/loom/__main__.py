@@ -129,8 +129,9 @@ def report(
     ] = None,
 ) -> None:
     """Write a run's report, one HTML file that needs nothing else, or the index of all runs."""
-    from loom.report_index import REPORT_FILE, write_index
+    from loom.report_index import write_index
     from loom.report_run import run_report
+    from loom.run_directory import REPORT_FILE
     from loom.runs import require_run
 
     if every:

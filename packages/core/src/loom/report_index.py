@@ -8,9 +8,9 @@ from pathlib import Path
 from loom.errors import UserError
 from loom.report import Cell, Link, Report
 from loom.report_run import run_report
+from loom.run_directory import REPORT_FILE
 from loom.runs import Summary, find_runs, shown_gates
 
-REPORT_FILE = "report.html"
 INDEX_FILE = "index.html"
 
 

@@ -23,7 +23,7 @@ from loom.errors import GateMissed, UserError
 from loom.files import append_line, read_json, write_atomic, write_json
 from loom.progress import Heartbeat, Progress, write_text
 from loom.record import Records, read_records, storable
-from loom.run_directory import CONFIG_FILE, RUN_FILE
+from loom.run_directory import CONFIG_FILE, REPORT_FILE, RUN_FILE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -290,6 +290,8 @@ class Run(Generic[C]):
         with contextlib.suppress(*hidden), contextlib.ExitStack() as closing:
             if self._lock is not None:
                 closing.callback(self._lock.release)
+            if state == "gate_missed":
+                closing.callback(self._leave_page)
             if self._heartbeat is not None:
                 closing.callback(self._heartbeat.stop)
             closing.callback(self._note_torch)
@@ -298,6 +300,15 @@ class Run(Generic[C]):
                 closing.callback(self._records.close)
             if self._progress is not None:
                 closing.callback(self._progress.close)
+
+    def _leave_page(self) -> None:
+        """Write the standard page of a run whose thread will not come to its own."""
+        from loom.report_run import run_report
+
+        try:
+            run_report(self.dir).write(self.dir / REPORT_FILE)
+        except Exception as error:  # must not hide the gate
+            self._log(f"[run] no page: {type(error).__name__}: {error}")
 
     def _outcome(self, error: BaseException | None) -> tuple[str, str]:
         """Return state and reason: what the loop said, unless an error tells otherwise."""

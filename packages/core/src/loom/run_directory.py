@@ -18,6 +18,7 @@ CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
 STATUS_FILE = "status.json"
 GATES_FILE = "gates.json"
+REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"
 
 
