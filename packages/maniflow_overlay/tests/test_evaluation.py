@@ -444,6 +444,25 @@ def test_an_arm_without_a_path_stands_in_every_quality_of_the_table():
     assert table[1][3] is table[0][3] is None
 
 
+def test_two_trainings_of_one_name_are_refused_because_they_could_not_be_told_apart():
+    for runs in (["a/policy", "b/policy"], ["a/policy", "a/policy/"]):
+        with pytest.raises(UserError, match="two runs are called 'policy'"):
+            settings(runs=runs)
+    assert len(settings(runs=["a/policy", "a/other"]).config.runs) == 2
+
+
+def test_a_policy_that_tells_other_tasks_apart_is_not_asked_about_this_one():
+    policy = Recorded(Arm("none"))
+    marked = replace(CLEAR, task="pick_place_marked")
+    for tasks, number in ((("pick_place", "pick_place_marked"), 1), (("click_bell",), 0), ((), 0)):
+        policy.tasks = tasks
+        play(PolicyActor("a", policy), [Planar()], [3], marked)
+        assert policy.calls[-1][2].tolist() == [number]
+    policy.tasks = ("click_bell", "turn_switch")
+    with pytest.raises(UserError, match="click_bell, turn_switch apart, not pick_place_marked"):
+        play(PolicyActor("a", policy), [Planar()], [3], marked)
+
+
 def test_evaluation_may_not_reach_into_the_layouts_of_training():
     with pytest.raises(UserError, match="reach into those"):
         resolve(MatrixConfig, flags={"seed": 999_900, "episodes": 200})

@@ -40,6 +40,18 @@ class MatrixConfig(Config):
     shown: int = Field(2, ge=0, description="episodes of each cell that are kept as pictures")
 
     @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        known: dict[str, Path] = {}
+        for run in self.runs:
+            if run.name in known:
+                raise ValueError(
+                    f"two runs are called {run.name!r}, {known[run.name]} and {run}: trainings are "
+                    "told apart by the names of their folders"
+                )
+            known[run.name] = run
+        return self
+
+    @model_validator(mode="after")
     def _apart_from_training(self) -> Self:
         if self.seed + self.episodes > FIRST_TRAINING_SEED:
             raise ValueError(
