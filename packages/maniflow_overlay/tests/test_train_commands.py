@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,7 @@ def store(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(store, tmp_path_factory) -> tuple[Path, str]:
-    torch.set_num_threads(1)
+def trained(store, tmp_path_factory, one_thread) -> tuple[Path, str]:
     run = tmp_path_factory.mktemp("run") / "run"
     done = command("train", "--store", store, "--mode", "current", *SHORT, "--run-dir", run)
     assert done.exit_code == 0, done.output
@@ -113,6 +113,17 @@ def test_without_a_store_simulated_episodes_are_recorded_once(tmp_path, monkeypa
     second = command(*arguments)
     assert "recording" not in second.stdout
     assert (tmp_path / "runs/maniflow_overlay/policy-2/report.html").is_file()
+
+
+def test_trainings_that_begin_together_record_the_simulated_episodes_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(embedded, "EPISODES", 3)
+    monkeypatch.setattr(embedded, "chosen_scene", lambda wanted, say: "planar")
+    said: list[str] = []
+    with ThreadPoolExecutor(3) as pool:
+        stores = [pool.submit(embedded.embedded_store, said.append) for _ in range(3)]
+    assert {str(store.result()) for store in stores} == {"data/maniflow_overlay/planar/store"}
+    assert len([line for line in said if "recording" in line]) == 1
 
 
 def test_wrong_settings_are_refused_in_a_sentence(store, tmp_path):
