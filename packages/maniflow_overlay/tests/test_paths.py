@@ -394,6 +394,7 @@ def test_endpoints_say_kind_place_and_limit():
     assert parse_endpoint("hamster=http://127.0.0.1:8000/").limit == 1
     endpoint = parse_endpoint("openai=https://node7:8010,limit=32")
     assert (endpoint.kind, endpoint.url, endpoint.limit) == ("openai", "https://node7:8010", 32)
+    assert parse_endpoint("openai=http://node7:8010/v1/").url == "http://node7:8010"
     hosts = {"127.0.0.1": 1, "localhost": 1, "[::1]": 1, "10.0.0.1": 0, "node7": 0}
     assert {host: is_loopback(f"http://{host}:1") for host in hosts} == hosts
 
