@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 from loom.config import resolve
 from loom.errors import UserError
 from loom.progress import Heartbeat
