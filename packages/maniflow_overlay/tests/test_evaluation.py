@@ -408,6 +408,8 @@ def test_the_page_shows_every_rate_and_a_film_of_each_cell(tmp_path):
     assert page.count(">100 % [51, 100]<") == 4
     assert page.count(">0 % [0, 49]<") == 4
     assert page.count("data:image/png") == 8
+    assert "4 episodes a cell and training in the planar scene, the same in all cells" in page
+    assert "random: pick_place, clear, no path, seed 0" in page
     summary = json.loads((tmp_path / "m" / FOLDER / "matrix.json").read_text("utf-8"))
     assert len(summary["rates"]) == 8
     printed = CliRunner().invoke(app, ["eval", "report", str(tmp_path / "m"), "--json"])
@@ -418,6 +420,22 @@ def test_the_page_shows_every_rate_and_a_film_of_each_cell(tmp_path):
     steps = next(cell.outcomes[0].steps for cell in cells if cell.arm == "random")
     with Image.open(next(film for film in films if "random" in film.name)) as film:
         assert film.n_frames == steps + 1
+
+
+def test_a_matrix_s_page_is_written_again_by_either_command_and_a_training_is_none(tmp_path):
+    with open_matrix(tmp_path / "m", baselines=["random"]) as run:
+        play_matrix(run.config, run)
+    pages = []
+    for words in (["report"], ["eval", "report"]):
+        (tmp_path / "m/report.html").unlink(missing_ok=True)
+        done = CliRunner().invoke(app, [*words, str(tmp_path / "m")])
+        assert done.exit_code == 0, done.output
+        pages.append((tmp_path / "m/report.html").read_text(encoding="utf-8"))
+    assert all("right block lifted" in page for page in pages)
+    (tmp_path / "training").mkdir()
+    done = CliRunner().invoke(app, ["eval", "report", str(tmp_path / "training")])
+    assert done.exit_code == 2
+    assert "is no matrix" in done.stderr
 
 
 def test_a_film_of_an_occluded_episode_shows_the_table_below():
