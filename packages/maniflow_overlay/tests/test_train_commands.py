@@ -21,6 +21,7 @@ from loom.progress import Heartbeat
 from maniflow_overlay import embedded
 from maniflow_overlay.cli import app
 from maniflow_overlay.config import TrainConfig
+from maniflow_overlay.evaluation.config import MatrixConfig
 from maniflow_overlay.watchdog import STACKS, Watchdog
 from typer.testing import CliRunner
 
@@ -144,6 +145,15 @@ def test_wrong_settings_are_refused_in_a_sentence(store, tmp_path):
     done = command("train", "--store", tmp_path / "absent", "--run-dir", tmp_path / "other")
     assert done.exit_code == 2
     assert "absent" in done.stderr
+
+
+def test_a_path_may_begin_at_home(monkeypatch, tmp_path):
+    """A shell leaves the tilde alone in `store=~/x` and in a YAML file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["preset=spatial", "store=~/s", "encoder_weights=~/m.pt"]
+    config = resolve(TrainConfig, None, words).config
+    assert (config.store, config.encoder_weights) == (tmp_path / "s", tmp_path / "m.pt")
+    assert resolve(MatrixConfig, None, ["runs=[~/r]"]).config.runs == (tmp_path / "r",)
 
 
 def test_settings_have_the_notes_values_where_the_notes_have_them():
