@@ -146,7 +146,8 @@ def _judge(report: Report, folder: Path, cells: Sequence[Cell]) -> None:
                 + [c.pairs, c.gain, c.only_first, c.only_second, c.p, c.p_holm]
                 for c in compared
             ],
-            "McNemar's exact test, two-sided; Holm's correction over all rows",
+            "McNemar's exact test, two-sided; Holm's correction over all rows. Several trainings "
+            "play the same episodes and are pooled: with more than one, p is too small",
         )
     _strips(report, folder)
 
