@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -84,6 +85,18 @@ def test_the_embedded_dataset_is_recorded_once_and_as_a_whole(tmp_path, monkeypa
     default_dataset(said.append, folder)
     assert len(said) == 1
     assert not folder.with_name("racing.unfinished").exists()
+
+
+def test_processes_that_start_together_record_the_embedded_dataset_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("end2race.embedded.TRACKS", {"train": 1})
+    monkeypatch.setattr("end2race.embedded.DRIVES", 2)
+    monkeypatch.setattr("end2race.embedded.FRAMES", 3)
+    said = []
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(default_dataset, said.append, tmp_path / "racing") for _ in range(3)]
+        assert {each.result() for each in asked} == {tmp_path / "racing"}
+    assert len(said) == 1
+    assert len(open_dataset(tmp_path / "racing").segments) == 2
 
 
 def test_the_checks_of_the_doctor_pass_here():
