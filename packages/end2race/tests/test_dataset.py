@@ -147,6 +147,21 @@ def test_the_fingerprint_follows_the_rows_and_the_form_of_the_files(small):
     assert open_dataset(root, ("train",)).fingerprint("train") == after.fingerprint("train")
 
 
+def test_the_fingerprint_follows_the_lidar_s_pose_and_not_the_camera_s(small):
+    """What a teacher answers depends on where the LiDAR sits, and on no camera."""
+    root = small()
+    path = root / "calibration.json"
+    before, content = open_dataset(root), json.loads(path.read_text())
+    content["cameras"]["front"]["translation"][2] += 0.1
+    path.write_text(json.dumps(content))
+    other_camera = open_dataset(root)
+    assert other_camera.fingerprint("train") == before.fingerprint("train")
+    assert other_camera.info.calibration.sha256 != before.info.calibration.sha256
+    content["lidar"]["translation"][2] += 0.1
+    path.write_text(json.dumps(content))
+    assert open_dataset(root).fingerprint("train") != before.fingerprint("train")
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -151,6 +151,18 @@ def test_with_a_teacher_each_batch_has_its_share_of_labelled_windows(made, tmp_p
     assert read_records(run)[-1]["loss/steer"] > 0
 
 
+def test_another_camera_is_refused_on_resume(made, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(made.root, root)
+    run = learn(root, tmp_path / "run")
+    path = root / "calibration.json"
+    content = json.loads(path.read_text())
+    content["cameras"]["front"]["translation"][2] += 0.1
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="other data\n  camera: "):
+        run_student(directory=run, resume=True, quiet=True)
+
+
 def test_no_label_at_all_leaves_the_teacher(made, tmp_path):
     run = learn(made.root, tmp_path / "run", kd__cache_dir=made.cache, label_fraction=0.0)
     row = read_records(run)[-1]
