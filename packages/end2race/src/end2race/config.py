@@ -95,8 +95,8 @@ class DistillationSection(Config):
 
     @property
     def has_teacher(self) -> bool:
-        """Whether there is anything to distil from."""
-        return self.cache_dir is not None or self.memory_dir is not None
+        """Whether there is anything to distil: somewhere to ask, and a term with a weight."""
+        return bool(self.fields) and (self.cache_dir is not None or self.memory_dir is not None)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -200,5 +200,8 @@ class StudentConfig(DriverConfig):
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> "StudentConfig":
         if self.label_fraction == 0 and not self.labelled_segments and not self.kd.has_teacher:
-            raise ValueError("label_fraction is 0 and kd.cache_dir is null: nothing to learn from")
+            raise ValueError(
+                "label_fraction is 0, and there is no teacher (kd.cache_dir, kd.memory_dir) with a "
+                "weight: nothing to learn from"
+            )
         return self

@@ -78,7 +78,7 @@ SavePath = Annotated[
     typer.Option("--save-path", help="Also write the model into this file."),
 ]
 RunFolder = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option(
         "--run-dir",
         "--log-dir",
@@ -171,7 +171,7 @@ def train_teacher(
     directory, goes_on = _place(run_dir, resume, resume_path)
     run_teacher(
         config,
-        _with_validation(overrides, no_validate),
+        _settings(overrides, epochs, no_validate),
         flags,
         directory=directory,
         resume=goes_on,
@@ -305,7 +305,7 @@ def train_student(
     directory, goes_on = _place(run_dir, resume, resume_path)
     run_student(
         config,
-        _with_validation(overrides, no_validate),
+        _settings(overrides, epochs, no_validate),
         flags,
         directory=directory,
         resume=goes_on,
@@ -314,18 +314,30 @@ def train_student(
     )
 
 
-def _with_validation(overrides: list[str] | None, no_validate: bool) -> list[str]:
-    return [*(overrides or ()), *(["train.validate_interval=null"] if no_validate else ())]
+def _settings(overrides: list[str] | None, epochs: float | None, no_validate: bool) -> list[str]:
+    """Return the overrides with what options mean for other settings than their own."""
+    by_epochs = ["train.max_steps=null"] if epochs is not None else []  # else it would win
+    without = ["train.validate_interval=null"] if no_validate else []
+    return [*by_epochs, *(overrides or ()), *without]
 
 
 def _place(
-    run_dir: Path | None, resume: bool, resume_path: Path | None
+    named: list[Path] | None, resume: bool, resume_path: Path | None
 ) -> tuple[Path | None, bool]:
     """Return the run's directory and whether to go on there.
 
     Raises:
-        UserError: The run to go on with does not exist, or is not the one that is named beside.
+        UserError: Two directories are named, the run to go on with does not exist, or is not the
+            one that is named beside.
     """
+    places = {path.resolve(): path for path in named or ()}
+    if len(places) > 1:
+        raise UserError(
+            f"--run-dir, --log-dir and --checkpoint-path are one directory here, not "
+            f"{' and '.join(map(str, places.values()))}",
+            hint="name it once; --save-path writes the model to another place",
+        )
+    run_dir = next(iter(places.values()), None)
     if resume_path is None:
         return run_dir, resume
     if not (resume_path / "run.json").is_file():
