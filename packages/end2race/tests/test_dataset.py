@@ -184,6 +184,20 @@ def test_a_wrong_table_is_named_with_its_line(small, change, expected):
     assert f"data.csv: {expected}" in message(root)
 
 
+def test_paths_written_on_windows_are_read(small):
+    root = small()
+    there = open_dataset(root)
+    for segment in there.segments:
+        path = segment.directory / "meta" / "data.csv"
+        path.write_text(path.read_text().replace("/", "\\"))
+        assert "lidar\\" in path.read_text()
+    found = open_dataset(root)
+    assert [s.lidar_files for s in found.segments] == [s.lidar_files for s in there.segments]
+    path.write_text(path.read_text().replace("lidar\\", "lidar\\..\\..\\lidar\\", 1))
+    with pytest.raises(UserError, match="expected a path inside"):
+        open_dataset(root)
+
+
 def test_radians_where_degrees_are_declared_are_found_and_can_be_declared(small):
     root = small({"train": (60, 60)})
     original = {}
