@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from loom.config import Config
+from loom.errors import UserError
 from loom.gates import Gate
 from loom.schedule import Schedule, WarmupCosine
 from pydantic import Field, model_validator
@@ -142,6 +143,19 @@ class TrainSection(Config):
         if self.max_steps is not None:
             return self.max_steps
         return max(1, round(self.epochs * windows / self.batch_size))
+
+    def schedules(self) -> dict[str, Schedule]:
+        """Return the learning rate over `max_steps`.
+
+        Raises:
+            UserError: It is not set: how many updates epochs make depends on the dataset.
+        """
+        if self.max_steps is None:
+            raise UserError(
+                "how many updates the epochs make depends on the dataset",
+                hint="say train.max_steps=N",
+            )
+        return {"lr": self.rate(self.max_steps)}
 
     def rate(self, steps: int) -> Schedule:
         """Learning rate over so many updates."""
