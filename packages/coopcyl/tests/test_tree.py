@@ -93,14 +93,44 @@ def test_a_scenario_without_one_camera_is_used_and_its_mask_says_so(root):
     assert not middle[(right > 1.0) & (right < 2.2)].any()
 
 
-def test_the_skip_list_takes_out_frames_and_scenarios(root, tmp_path):
+def test_the_skip_list_takes_out_frames_vehicles_and_scenarios(root, tmp_path):
     frame = first(root)
-    other = next(f for f in read_tree(root, "train").frames if f.scenario != frame.scenario)
-    (tmp_path / "skip.txt").write_text(f"{frame}  # blurred\n\n{other.scenario}\n")
+    whole = read_tree(root, "train")
+    other = next(f.scenario for f in whole.frames if f.scenario != frame.scenario)
+    agents = [each for f in whole.frames for each in f.agents]
+    vehicle = next(
+        a.agent for a in agents if a.scenario == frame.scenario and a.agent != frame.agent
+    )
+    lines = f"{frame}  # blurred\n\n{frame.scenario}/{vehicle}\n{other}\n"
+    (tmp_path / "skip.txt").write_text(lines)
     tree = read_tree(root, "train", skip=read_skip_list(tmp_path / "skip.txt"))
-    assert tree.skipped == 2
-    assert {f.scenario for f in tree.frames} == {frame.scenario}
-    assert frame not in {each for f in tree.frames for each in f.agents}
+    kept = [each for f in tree.frames for each in f.agents]
+    assert kept == [
+        a
+        for a in agents
+        if a.scenario == frame.scenario and a.agent != vehicle and str(a) != str(frame)
+    ]
+    assert tree.skipped == len(agents) - len(kept)
+
+
+def test_the_skip_list_takes_out_frames_that_could_not_be_used(root):
+    frame = first(root)
+    (frame.folder / f"{frame.time}_camera2.png").unlink()
+    for place in (str(frame), f"{frame.scenario}/{frame.agent}", frame.scenario):
+        tree = read_tree(root, "train", NPY, skip={place})
+        assert not tree.problems
+        assert tree.skipped >= 1
+        assert frame not in {each for f in tree.frames for each in f.agents}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_data_without_depth_files_says_so_and_what_to_do(root, strict):
+    for path in root.glob("train/*/*/*_depth*"):
+        path.unlink()
+    with pytest.raises(DataError, match="camera0_depth.npy and 3 more are missing") as caught:
+        read_tree(root, "train", NPY, strict=strict)
+    assert "dataset.depth_format=lidar" in caught.value.hint
+    assert read_tree(root, "train", DepthSource("lidar"), strict=strict).frames
 
 
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(root):
