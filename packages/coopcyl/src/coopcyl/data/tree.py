@@ -144,7 +144,7 @@ def read_tree(
     """
     folder = root / split
     if not folder.is_dir():
-        known = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        known = _folders(root) if root.is_dir() else []
         raise UserError(
             f"{folder}: there is no such split"
             + (f"; {root} has {', '.join(known)}" if known else ""),
@@ -155,7 +155,7 @@ def read_tree(
     notes: list[str] = []
     skipped = 0
     with explained(folder):
-        scenarios = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+        scenarios = _folders(folder)
         for scenario in scenarios:
             wrong: list[Problem] = []
             remarks: list[str] = []
@@ -180,6 +180,10 @@ def read_tree(
             hint="expected {scenario}/{agent}/{time}.yaml and {time}_camera0.png below it",
         )
     return Tree(root, split, tuple(frames), tuple(problems), tuple(notes), skipped)
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
 
 
 def _unusable(folder: Path, problems: list[Problem]) -> DataError:
