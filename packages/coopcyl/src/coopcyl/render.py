@@ -177,7 +177,7 @@ def _facts(sample: SetSample, found: SetPrediction | None, i: int) -> dict[str, 
     facts["pred_mask_mean"] = float(chance.mean())
     if sample.surface_known[i]:
         facts |= mask_metrics(chance, sample.surface[i][covered])
-    return facts
+    return {name: value for name, value in facts.items() if np.isfinite(value)}
 
 
 def map_picture(points: np.ndarray, colours: np.ndarray) -> np.ndarray:
