@@ -2,10 +2,14 @@
 
 import shutil
 import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from coopcyl.data import panoramas
 from coopcyl.data.cache import StitchedCache
 from coopcyl.data.depth import DepthSource
 from coopcyl.data.errors import DataError
@@ -200,6 +204,29 @@ def test_views_stay_in_memory_as_far_as_there_is_room(root, tmp_path):
         np.testing.assert_array_equal(view.rgb, other.rgb)
         np.testing.assert_array_equal(view.range_m, other.range_m)
         np.testing.assert_array_equal(view.pose_world_from_rig, other.pose_world_from_rig)
+
+
+class _Slow(OrderedDict):
+    """Gives another thread time between the question for a key and its use."""
+
+    def __contains__(self, key: object) -> bool:
+        found = super().__contains__(key)
+        time.sleep(0.002)
+        return found
+
+
+def test_two_threads_may_read_vehicles_of_different_rigs(root, monkeypatch):
+    frame = first(root)
+    rigs = [replace(frame, cameras=cameras) for cameras in (frame.cameras, frame.cameras[:2])]
+    reader = PanoramaReader(Panorama(64, 16), NPY)
+    alone = [reader.read(each).coverage for each in rigs]
+    stitched = [reader.stitch(each).rig for each in rigs]
+    monkeypatch.setattr(panoramas, "_TABLES_KEPT", 1)
+    monkeypatch.setattr(reader, "_tables", _Slow())
+    with ThreadPoolExecutor(2) as pool:
+        turns = [pool.submit(reader.table, stitched[i // 2 % 2]) for i in range(60)]
+        for i, turn in enumerate(turns):
+            np.testing.assert_array_equal(turn.result().coverage, alone[i // 2 % 2])
 
 
 def test_other_settings_and_touched_files_never_meet_an_old_entry(root, tmp_path):
