@@ -18,6 +18,7 @@ from coopcyl.data.tree import read_tree
 from coopcyl.evaluate import Evaluation, confidence_curve, evaluation_sets, predict_sample
 from coopcyl.geometry.carla import cords_from_pose, pose_from_cords
 from coopcyl.judging import Question, run_predictions, shuffled
+from coopcyl.pages import write_report
 from coopcyl.restore import restore_model
 from coopcyl.train_config import TrainConfig
 from coopcyl.training_run import GROUPS, run_training
@@ -90,6 +91,18 @@ def test_a_training_leaves_metres_beside_their_baselines(trained):
     page = (trained / "report.html").read_text()
     assert "identity" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_page_of_another_threads_run_or_of_no_run_is_not_touched(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "other")
+    facts = tmp_path / "other" / "run.json"
+    facts.write_text(facts.read_text().replace('"thread": "coopcyl"', '"thread": "pinpad"'))
+    (tmp_path / "other" / "report.html").write_text("its own")
+    with pytest.raises(UserError, match="a run of pinpad"):
+        write_report(tmp_path / "other")
+    assert (tmp_path / "other" / "report.html").read_text() == "its own"
+    with pytest.raises(UserError, match="there is no run"):
+        write_report(tmp_path)
 
 
 def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(trained, town, tmp_path):
