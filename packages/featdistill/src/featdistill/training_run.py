@@ -19,7 +19,7 @@ from featdistill.figures import write_report
 from featdistill.models.student import Student
 from featdistill.restore import restore_student
 from featdistill.scoring import lpips_metric, print_judgement
-from featdistill.teacher_views import Teacher, read_teacher
+from featdistill.teacher_views import Teacher, read_teacher, teacher_of
 from featdistill.train import train
 
 
@@ -41,6 +41,8 @@ def run_training(
     resolved = resolve(TrainConfig, source, overrides, flags=flags)
     whole = resolve(TrainConfig, source, overrides).config.train.max_steps
     resolved = _with_data(resolved, source, overrides, flags)
+    if not resume:  # what is missing is named before there is a directory of a run
+        teacher_of(resolved.config.data)
     with Run.open(
         "featdistill",
         TrainConfig,
