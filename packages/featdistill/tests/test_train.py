@@ -124,6 +124,17 @@ def test_features_are_not_evaluated_where_no_ray_has_a_target(trained, tiny):
     assert Glance(blind, teacher)(restored.student)["metric/feature_cosine"] is None
 
 
+def test_a_whole_training_that_missed_a_gate_is_judged_all_the_same(tiny, command, tmp_path):
+    run = tmp_path / "run"
+    gate = "gates=[{metric: metric/psnr_db, op: '>=', threshold: 99}]"
+    done = command("train", *tiny.settings, "train.max_steps=20", gate, "--run-dir", run)
+    assert done.code == 3, done.out + done.err
+    assert "is not >= 99" in done.err
+    assert status(run)["state"] == "gate_missed"
+    assert (run / "evaluation" / "student_against_teacher.json").is_file()
+    assert "This run missed a gate" in (run / "report.html").read_text(encoding="utf-8")
+
+
 # Runs that must not go on -------------------------------------------------------------------------
 
 

@@ -343,6 +343,11 @@ class TrainConfig(Config):
                 f"feature_pipeline.projector.in_dim is {self.feature_pipeline.projector.in_dim}, "
                 f"but student.feature_dim is {self.student.feature_dim}; they are the same space"
             )
+        if self.student.teacher_feature_dim != FEATURE_DIM:
+            raise ValueError(
+                f"student.teacher_feature_dim is {self.student.teacher_feature_dim}, but the "
+                f"teacher has {FEATURE_DIM} features"
+            )
         return self
 
     @property
