@@ -9,6 +9,7 @@ from loom.config import Resolved, resolve
 from loom.drawing import print_table
 from loom.errors import UserError
 from loom.run import Run
+from loom.run_directory import settings_of
 
 from pinpad.figures import write_report
 from pinpad.train_config import PRESETS, TrainConfig, preset_names
@@ -42,8 +43,7 @@ def run_training(
     archive: bool = False,
 ) -> Path:
     """Train an agent, or a world model with `wm_only`; return the run directory."""
-    if resume and source is None and directory is not None:
-        source = directory if (directory / "config.yaml").is_file() else None
+    source = settings_of(source, directory, resume=resume)
     resolved = resolve_training(source, overrides, preset, flags)
     with Run.open(
         "pinpad", TrainConfig, resolved, directory=directory, resume=resume, archive=archive
