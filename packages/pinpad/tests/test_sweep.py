@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fake_slurm
 import pytest
+from filelock import FileLock
 from loom import processes
 from loom.config import resolve
 from loom.doctor import Finding
@@ -374,6 +375,19 @@ def test_a_stopped_sweep_is_completed_by_resume(here, how):
     for name in ("slow_one_seed0", "slow_two_seed0"):
         trace = (root / name / "trace").read_text().split()
         assert trace == [str(step) for step in range(1, 21)]
+
+
+def test_a_sweep_of_another_machine_is_not_stopped_from_here(here):
+    execute.begin(SweepSettings(overrides=SMALL), here / "root", None)
+    bystander = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+    status = {"state": "running", "heartbeat": time.time(), "pid": bystander.pid, "jobs": {}}
+    (here / "root" / "status.json").write_text(json.dumps(status | {"host": "elsewhere"}))
+    lock = FileLock(here / "root" / "sweep.lock")
+    with lock, pytest.raises(UserError, match="is run by elsewhere"):
+        execute.stop(here / "root", patience_s=0.5)
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
 
 
 def test_a_sweep_runs_as_an_array_of_slurm(here, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -199,6 +200,8 @@ def stop(root: Path, say: Say = print, patience_s: float = 2 * PATIENCE_S) -> No
             processes.terminate_group(pid)
         say(f"[sweep] its process is gone; {len(left)} runs that it had left behind were ended")
         return
+    if status["host"] != socket.gethostname():
+        raise UserError(f"{root}: is run by {status['host']}", hint="stop it on that machine")
     os.kill(status["pid"], signal.SIGTERM)
     deadline = time.monotonic() + patience_s
     while _is_held(root):
