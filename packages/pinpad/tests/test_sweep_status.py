@@ -70,6 +70,18 @@ def test_a_monitor_in_a_pipe_says_each_change_in_a_line_and_ends_with_the_pictur
     assert len(picture) == 7
 
 
+def test_a_training_that_failed_has_the_percent_it_had(here):
+    execute.begin(SweepSettings(overrides=SMALL), here / "root", None)
+    whole = read_sweep(here / "root")
+    failed = dataclasses.replace(whole.runs[0], state="failed", step=3, total=20)
+    state = dataclasses.replace(whole, state="failed", runs=(failed, *whole.runs[1:]))
+    write_status_file(here / "status.env", state)
+    found = read_status_file(here / "status.env")
+    assert (found["step"], found["steps_target"], found["percent"]) == ("3", "20", "15")
+    assert found["overall_percent"] == "25"  # nothing of it is left to do
+    assert state.as_json()["runs"][0]["percent"] == 15
+
+
 def test_a_sweep_that_records_its_episodes_is_not_dead(here):
     execute.begin(SweepSettings(overrides=SMALL), here / "root", None)
     (here / "root" / ".episodes.partial").mkdir()

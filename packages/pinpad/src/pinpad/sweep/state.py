@@ -48,11 +48,14 @@ class RunState:
     detail: str
 
     @property
+    def trained(self) -> float:
+        """Return how much of its training was done, also of one that failed."""
+        return min(1.0, self.step / self.total) if self.total else 0.0
+
+    @property
     def share(self) -> float:
         """Return how much of it is over: a training counts by its steps, its end as all."""
-        if self.state in ("done", "failed"):
-            return 1.0
-        return min(1.0, self.step / self.total) if self.total else 0.0
+        return 1.0 if self.state in ("done", "failed") else self.trained
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class SweepState:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
-        runs = [asdict(run) | {"percent": round(100 * run.share, 1)} for run in self.runs]
+        runs = [asdict(run) | {"percent": round(100 * run.trained, 1)} for run in self.runs]
         return {
             "logroot": self.logroot,
             "state": self.state,

@@ -45,7 +45,7 @@ def fields(state: SweepState) -> dict[str, Any]:
         "total_runs": len(state.runs),
         "step": run.step,
         "steps_target": run.total,
-        "percent": int(100 * run.share),
+        "percent": int(100 * run.trained),
         "updated": datetime.now(UTC).isoformat(timespec="seconds"),
         "state": state.state,
         "stage": run.stage,
