@@ -11,7 +11,6 @@ from loom.errors import UserError
 from loom.run import Run
 from loom.run_directory import settings_of
 
-from pinpad import returns
 from pinpad.figures import write_report
 from pinpad.train_config import PRESETS, TrainConfig, preset_names
 
@@ -60,6 +59,8 @@ def run_training(
             from pinpad.train import train
 
             train(run.config, run)
+    from pinpad import returns
+
     if earned := returns.read_returns(run.dir / "evaluation"):
         print_table(returns.COLUMNS, returns.table(earned))
     typer.echo(f"report: {write_report(run.dir)}")
@@ -78,6 +79,7 @@ def evaluate_run(
     """Judge the agent of a run beside uniform play and the oracle, and print the table."""
     import torch
 
+    from pinpad import returns
     from pinpad.restore import restore_agent
 
     agent, config = restore_agent(path)

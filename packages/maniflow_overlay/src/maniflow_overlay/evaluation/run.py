@@ -94,6 +94,7 @@ def play_matrix(config: MatrixConfig, run: Run[MatrixConfig]) -> None:
         done = {cell.key for cell in read_cells(folder / CELLS)}
     name = chosen_scene(config.scene, run.info)
     run.use("scene", hashlib.sha256(name.encode()).hexdigest())
+    run.status(scene=name)
     scenes: list[Scene] = [make_scene(name) for _ in range(min(config.at_a_time, config.episodes))]
     try:
         plan = [
@@ -144,5 +145,6 @@ def _play_cell(
         picture = f"{place}-{seed}.png"
         write_png_bgr(folder / ROLLOUTS / picture, film.strip(seed)[..., ::-1].copy())
         film.write_webp(folder / ROLLOUTS / f"{place}-{seed}.webp", seed)
-        captions[picture] = f"{actor.name} {label}: {condition.task}, {title(condition)}, {seed}"
+        who = f"{actor.name} {label}".strip()
+        captions[picture] = f"{who}: {condition.task}, {title(condition)}, seed {seed}"
     write_atomic(shown, json.dumps(captions, indent=1))
