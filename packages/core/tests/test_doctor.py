@@ -56,7 +56,7 @@ def test_the_threads_are_found_by_their_entry_points():
     import importlib.metadata
 
     found = {point.name for point in importlib.metadata.entry_points(group="loom.doctor")}
-    assert found == {"featdistill", "pinpad", "end2race", "maniflow-overlay"}
+    assert found == {"coopcyl", "featdistill", "pinpad", "end2race", "maniflow-overlay"}
 
 
 @pytest.mark.parametrize(("level", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
