@@ -112,6 +112,11 @@ def test_without_a_store_simulated_episodes_are_recorded_once(tmp_path, monkeypa
     assert "recording 3 episodes" in first.stdout
     second = command(*arguments)
     assert "recording" not in second.stdout
+    lost = command("train", "--resume", "--run-dir", "absent")
+    assert (lost.exit_code, "no run to resume" in lost.stderr) == (2, True)
+    assert lost.stdout == ""
+    again = command("train", "--resume", "--steps", "2", "--batch-size", "4")
+    assert (again.exit_code, "goes on in" in again.stdout) == (0, True), again.output
     assert (tmp_path / "runs/maniflow_overlay/policy-2/report.html").is_file()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 from loom.files import explained
+from loom.progress import Progress
 
 from maniflow_overlay.data.commands import attach_command, convert_command
 from maniflow_overlay.data.frame_store import MANIFEST
@@ -36,7 +37,11 @@ def embedded_store(say: Callable[[str], None]) -> Path:
         say(f"[data] recording {EPISODES} episodes of the {scene} scene in {root}, once")
         shutil.rmtree(store, ignore_errors=True)
         episodes = root / "episodes"
-        collect(Collection(("pick_place",), EPISODES, scene), episodes, lambda count: None)
+        progress = Progress("collect", EPISODES)
+        try:
+            collect(Collection(("pick_place",), EPISODES, scene), episodes, progress.update)
+        finally:
+            progress.close()
         convert_command(episodes, store, [], "head", SIZE)
         attach_command(store, episodes / PATHS / f"{MIXED}.jsonl")
         return store
