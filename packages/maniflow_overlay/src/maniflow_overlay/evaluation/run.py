@@ -12,6 +12,7 @@ from loom.config import resolve
 from loom.errors import UserError
 from loom.files import write_atomic
 from loom.run import Run
+from loom.run_directory import settings_of
 
 from maniflow_overlay.arms import Arm
 from maniflow_overlay.evaluation.actors import Expert, PolicyActor, Random, Replay
@@ -63,8 +64,7 @@ def matrix_command(
 ) -> None:
     """Play a matrix, print its table and write its page."""
     flags = {"runs": [str(path) for path in runs] or None, "episodes": episodes, "scene": scene}
-    if resume and source is None and directory is not None:
-        source = directory if (directory / "config.yaml").is_file() else None
+    source = settings_of(source, directory, resume=resume)
     resolved = resolve(MatrixConfig, source, overrides, flags=flags)
     with Run.open(
         "maniflow_overlay",
