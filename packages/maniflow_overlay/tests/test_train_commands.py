@@ -129,6 +129,9 @@ def test_trainings_that_begin_together_record_the_simulated_episodes_once(tmp_pa
         stores = [pool.submit(embedded.embedded_store, said.append) for _ in range(3)]
     assert {str(store.result()) for store in stores} == {"data/maniflow_overlay/planar/store"}
     assert len([line for line in said if "recording" in line]) == 1
+    (tmp_path / "data/maniflow_overlay/planar/.lock").unlink()
+    embedded.embedded_store(said.append)  # nothing is written, and nothing need be writeable
+    assert not (tmp_path / "data/maniflow_overlay/planar/.lock").exists()
 
 
 def test_wrong_settings_are_refused_in_a_sentence(store, tmp_path):
