@@ -95,6 +95,13 @@ def test_a_report_is_written_again_and_says_what_it_left_out(trained, tmp_path):
     assert command("report", run).exit_code == 0
     assert page.is_file()
     assert command("report", tmp_path / "absent").exit_code == 2
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "run.json").write_text('{"thread": "pinpad"}', encoding="utf-8")
+    refused = command("report", other)
+    assert (refused.exit_code, "is a run of pinpad" in refused.stderr) == (2, True)
+    assert not (other / "report.html").exists()
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
     for damage in ("{}", '{"metrics": 3}', '{"metrics": {"a": "b"}}', "[", ""):
         (tmp_path / "evaluation").mkdir(exist_ok=True)
         (tmp_path / "evaluation/open_loop.json").write_text(damage, encoding="utf-8")
