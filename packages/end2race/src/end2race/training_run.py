@@ -14,6 +14,7 @@ from loom.files import read_json, write_json
 from loom.report import Report
 from loom.report_run import run_report
 from loom.run import Run
+from loom.run_directory import settings_of
 
 from end2race.config import DriverConfig, StudentConfig, TeacherConfig
 from end2race.driving import sensor_of
@@ -83,8 +84,7 @@ def run_training(
     Returns:
         The run directory.
     """
-    if resume and source is None and directory is not None:
-        source = directory if (directory / "config.yaml").is_file() else None
+    source = settings_of(source, directory, resume=resume)
     resolved = resolve(model, source, overrides, flags=flags)
     if resolved.config.data.root is None:
         root = default_dataset(typer.echo)
