@@ -270,7 +270,8 @@ def test_an_import_keeps_the_calibration_and_the_rate_of_its_dataset(tmp_path):
     write_calibration(first, level_camera(16, 8, 9.0, (0, 0, 0)), IDENTITY)
     write_calibration(other, level_camera(16, 8, 9.0, (0, 0, 0.1)), IDENTITY)
     named = ("kitti-bin", "--src", source, "--controls", controls, "--out", tmp_path / "o")
-    run(*named, "--calibration", first)
+    run(*named, "--calibration", other, "--rate-hz", 5, "--segment", "no key", code=2)
+    run(*named, "--calibration", first)  # the failed one has begun nothing
     run(*named, "--calibration", first, "--segment", "segment_0002")
     refused = run(*named, "--calibration", other, "--segment", "segment_0003", code=2)
     assert "begun with another calibration" in refused

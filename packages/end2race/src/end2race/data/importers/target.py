@@ -9,7 +9,14 @@ import numpy as np
 from loom.errors import UserError
 
 from end2race.data.calibration import IDENTITY, Calibration, Pose, read_calibration
-from end2race.data.dataset import FILE, SPLITS, DatasetFile, DatasetInfo, read_info
+from end2race.data.dataset import (
+    FILE,
+    SPLITS,
+    DatasetFile,
+    DatasetInfo,
+    read_info,
+    segment_directories,
+)
 from end2race.data.lidar_files import looks_like_other, size_problem
 from end2race.data.segments import SEGMENT_NAME
 from end2race.data.writer import SegmentWriter, write_info
@@ -53,7 +60,7 @@ class Target:
         lidar: Pose = IDENTITY
         if calibration is not None:
             self.camera, lidar = read_calibration(calibration)
-        if (root / FILE).is_file():
+        if (root / FILE).is_file() and segment_directories(root):  # else nothing follows from it
             info = read_info(root)
             if (info.lidar_num_features, info.units.wheel_angle) != (4, "degrees"):
                 raise UserError(
