@@ -126,6 +126,15 @@ def test_a_resume_with_other_settings_is_refused_with_both_values(trained, town)
         run_training(None, settings(town, "train_params.lr=0.5"), directory=trained, resume=True)
 
 
+def test_without_depth_nothing_is_trained_and_poses_are_predicted(trained, town, tmp_path):
+    with pytest.raises(UserError, match="nothing to learn from"):
+        run_training(None, settings(town, "dataset.depth_format=none"), directory=tmp_path / "run")
+    with_depth, without = tmp_path / "with.jsonl", tmp_path / "without.jsonl"
+    run_predictions(Question(trained), with_depth)
+    run_predictions(Question(trained, ["dataset.depth_format=none"]), without)
+    assert with_depth.read_text() == without.read_text()
+
+
 def test_learning_rate_and_steps_follow_from_the_settings_alone():
     config = resolve(
         TrainConfig,
