@@ -411,3 +411,6 @@ def test_a_row_that_is_being_written_is_left_out_without_a_word(run_directory):
 def test_a_directory_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no such run"):
         run_report(tmp_path / "none")
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(UserError, match="no run's directory"):
+        run_report(tmp_path / "pictures")

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from featdistill.data.png import write_png
+from featdistill.teacher_config import TeacherConfig
+from loom.config import to_yaml
 from PIL import Image
 
 
@@ -99,6 +101,9 @@ def test_a_camera_that_is_not_a_number_is_named_before_a_run_begins(
     refused("scene", "info", scene, words=(str(path), "frame 2", "nan"))
     command = train(scene, tiny.teacher, tiny.settings, tmp_path / "new")
     refused(*command, words=(str(path), "frame 2", "nan"))
+    fit = ("teacher", "fit", "--scene", scene, "--run-dir", tmp_path / "new")
+    refused(*fit, words=(str(path), "frame 2", "nan"))
+    assert not (tmp_path / "new").exists()  # the directory is free for the next try
 
 
 def test_a_truncated_camera_file_is_named_with_its_line(scene, tiny, refused, tmp_path):
@@ -122,6 +127,7 @@ def test_a_truncated_teacher_is_refused_before_a_run_begins(tiny, refused, tmp_p
     refused("teacher", "info", teacher, words=(str(teacher), "4000 vertices"))
     command = train(tiny.scene, teacher, tiny.settings, tmp_path / "new")
     refused(*command, words=(str(teacher), "4000 vertices"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_teacher_without_a_property_is_refused_with_its_name(tiny, refused, tmp_path):
@@ -198,6 +204,13 @@ def test_a_checkpoint_of_another_configuration_is_refused(run, refused, tmp_path
     refused(
         "render", "--checkpoint", run, "--config", other, words=("student.hidden_dim: 32 -> 48",)
     )
+
+
+def test_the_run_of_a_teacher_or_of_another_thread_is_named_as_such(run, refused):
+    edit(run / "run.json", lambda record: record.update(thread="coopcyl"))
+    refused("view", run, words=(f"{run} is a run of coopcyl",))
+    (run / "config.yaml").write_text(to_yaml(TeacherConfig()), encoding="utf-8")
+    refused("render", "--checkpoint", run, words=(f"{run} is the run of a teacher",))
 
 
 def test_a_damaged_checkpoint_is_refused(run, refused):

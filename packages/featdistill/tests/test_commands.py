@@ -6,12 +6,15 @@ import csv
 import html.parser
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from featdistill import assess
 from featdistill.data.png import read_png
 from featdistill.data.renders import by_number, read_rgba
+from featdistill.restore import restore_student
 from featdistill.viewer import Viewer
 from loom.config import read_yaml
 from loom.files import read_json
@@ -139,6 +142,47 @@ def test_a_render_is_what_the_training_judged_and_stats_lie_beside(run, renders,
     assert read_png(plain / "renders" / "00000.png", "RGB")[0, 0].tolist() == [0, 0, 0]
 
 
+def test_a_background_that_is_none_is_refused_before_anything_is_rendered(
+    run, tiny, command, files_in, tmp_path
+):
+    before = files_in(run)
+    cameras = tiny.scene / "transforms_test.json"
+    for arguments in (
+        ("render", "--checkpoint", run),
+        ("diagnose", run),
+        ("eval", "run", run),
+        ("eval", "pipeline", run, "--teacher-renders", run / "teacher"),
+        ("teacher", "render", tiny.teacher, "--cameras", cameras, "--output-dir", tmp_path / "t"),
+    ):
+        done = command(*arguments, "--background", "green")
+        assert done.code == 2, done.out
+        assert "'white', 'black'" in " ".join(done.err.split()), done.err
+    assert files_in(run) == before
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_film_refuses_options_that_it_would_ignore(run, command, tmp_path):
+    film = ("render", "--checkpoint", run, "--video", tmp_path / "a.webp", "--video-frames", "2")
+    for option in (("--store-rgba",), ("--output-dir", tmp_path), ("--max-frames", "1")):
+        done = command(*film, *option)
+        assert done.code == 2, done.out
+        assert "--video is one turn" in " ".join(done.err.split())
+    assert not (tmp_path / "a.webp").exists()
+
+
+def test_the_speed_of_a_render_leaves_out_what_is_compiled_before_it(monkeypatch, tmp_path, run):
+    student = restore_student(run).student
+    cameras = Viewer(run).cameras[:1]
+    events: list[str] = []
+    prepare, render_one, clock = assess.prepare_pictures, assess.render_image, time.perf_counter
+    log = lambda name, call: lambda *a, **k: (events.append(name), call(*a, **k))[1]  # noqa: E731
+    monkeypatch.setattr(assess, "prepare_pictures", log("prepare", prepare))
+    monkeypatch.setattr(assess, "render_image", log("draw", render_one))
+    monkeypatch.setattr(assess.time, "perf_counter", log("clock", clock))
+    assess.render_views(student, cameras, tmp_path / "views")
+    assert events == ["prepare", "clock", "draw", "clock"]
+
+
 def test_a_frame_beyond_the_last_view_is_refused(run, command):
     command("render", "--checkpoint", run, "--start-frame", "4").holds("4 views", "0 to 3")
 
@@ -260,6 +304,24 @@ def test_the_report_is_one_file_with_gates_pictures_and_the_empty_picture(run, c
     ):
         assert words in page, words
     assert page.count("data:image/png") >= 12  # teacher, student, difference of four views
+    assert "8-bit pictures on white" in page
+
+
+def test_the_report_names_the_background_of_the_scores(run, command, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "black"))
+    for scores in (copy / "evaluation").glob("*.json"):
+        content = json.loads(scores.read_text(encoding="utf-8"))
+        scores.write_text(json.dumps(content | {"background": "black"}), encoding="utf-8")
+    assert command("report", copy).code == 0
+    assert "8-bit pictures on black" in (copy / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_that_was_rendered_but_not_judged_has_a_report(run, command, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "unjudged"))
+    for folder in ("teacher", "evaluation"):
+        shutil.rmtree(copy / folder)
+    done = command("report", copy)
+    assert done.code == 0, done.err
 
 
 # Configurations and the rest ----------------------------------------------------------------------

@@ -109,3 +109,8 @@ def test_the_blank_check_comes_before_three_percent_of_the_students_steps():
     for config in (TrainConfig(), resolve(TrainConfig, CANONICAL).config):
         after = config.blank_check_step - config.train.student_start
         assert 0 < after < 0.03 * config.train.max_steps
+
+
+def test_another_number_of_teacher_features_is_refused(tmp_path):
+    with pytest.raises(UserError, match="teacher_feature_dim is 10, but the teacher has 52"):
+        load(tmp_path, "student: {teacher_feature_dim: 10}")

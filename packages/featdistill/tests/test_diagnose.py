@@ -12,7 +12,8 @@ from featdistill.data import bricks
 from featdistill.data.bricks import Boxes, BrickModel, BrickScene
 from featdistill.data.renders import write_frame
 from featdistill.data.rgba import BLACK, WHITE, composite
-from featdistill.diagnose import REMEDIES, Diagnosis, diagnose, diagnose_folders
+from featdistill.diagnose import REMEDIES, Diagnosis, Finding, diagnose, diagnose_folders
+from featdistill.hypotheses import Trial
 from loom.errors import UserError
 from scipy.ndimage import gaussian_filter
 
@@ -212,6 +213,15 @@ def test_the_table_states_the_gain_of_each_hypothesis(planted: Planted):
     assert float(row.split()[-2]) > 10  # dB
     assert len(lines) > 10
     assert all(len(line) < 200 for line in lines)
+
+
+def test_the_columns_of_the_table_stand_below_each_other():
+    names = ("late by 1", "straight colours taken as premultiplied")
+    trials = tuple(Trial("order", name, "", 20.0, 1.0, 0.2) for name in names)
+    found = Diagnosis((Finding("healthy", "fine"),), 19.0, 9.0, trials)
+    head, *rows = found.lines()[-3:]
+    assert head.startswith("if it were")
+    assert len({len(line) for line in (head, *rows)}) == 1
 
 
 def test_a_diagnosis_is_strict_json_of_figures_only(planted: Planted):

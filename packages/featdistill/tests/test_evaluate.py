@@ -8,7 +8,7 @@ import math
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,8 +16,10 @@ import torch
 from featdistill.data.png import write_png
 from featdistill.data.renders import measure_stats, read_rgba, write_frame, write_stats
 from featdistill.evaluate import alpha_iou, compare, pipeline
+from featdistill.scoring import lpips_metric
 from featdistill.summary import append_summary
 from loom.errors import UserError
+from loom.evaluation.lpips import Lpips
 from skimage.metrics import peak_signal_noise_ratio
 
 SIZE = 24
@@ -254,3 +256,30 @@ def test_half_precision_is_enough_for_eight_bits(folders):
     error = np.abs(stored - student_frame(0)).max()
     assert error < 0.5 / 255 / 4
     assert torch.from_numpy(stored).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("names", "net"),
+    [
+        (["vgg16-1.pth", "vgg.pth"], "vgg"),
+        (["alexnet-1.pth", "alex.pth"], "alex"),
+        (["alexnet-1.pth", "alex.pth", "vgg16-1.pth", "vgg.pth"], "vgg"),
+    ],
+)
+def test_weights_of_alexnet_alone_give_the_lpips_of_alexnet(monkeypatch, tmp_path, names, net):
+    asked = []
+    monkeypatch.setattr(Lpips, "from_files", lambda path, net: asked.append(net) or Named(net))
+    for name in names:
+        (tmp_path / name).touch()
+    assert lpips_metric(tmp_path) == net
+    assert lpips_metric(tmp_path / names[0]) == ("alex" if "alex" in names[0] else "vgg")
+    assert lpips_metric(None) is None
+
+
+class Named(NamedTuple):
+    """Stands for a metric."""
+
+    net: str
+
+    def as_metric(self) -> str:
+        return self.net

@@ -239,6 +239,50 @@ def test_a_bad_field_of_view_is_refused(scene: Path, angle):
     refuses(scene, "camera_angle_x is")
 
 
+def test_the_focal_length_of_nerfstudio_stands_in_for_the_angle(scene: Path):
+    expected = read_views(scene, "train").cameras
+    lens = {"fl_x": 17.0, "fl_y": 17.0, "cx": 6.0, "cy": 4.0, "k1": 0.0, "w": 12, "h": 8}
+    edit(scene, lambda c: (c.pop("camera_angle_x"), c.update(lens)))
+    edit(scene, lambda c: c["frames"][1].update(fl_x=17.0))  # repeated, as nerfstudio does
+    found = read_views(scene, "train").cameras
+    assert found.focal_px == pytest.approx(expected.focal_px, rel=1e-12)
+    found = read_cameras(scene / "transforms_train.json", width=6)
+    assert found.focal_px == pytest.approx(expected.focal_px / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("lens", "word"),
+    [({"k1": 0.02}, "k1"), ({"p2": -1e-3}, "p2"), ({"cx": 5.0}, "cx"), ({"cy": 5.0}, "cy"),
+     ({"fl_x": 17.0, "fl_y": 20.0}, "fl_y")],
+)  # fmt: skip
+def test_a_lens_that_would_be_ignored_is_refused(scene: Path, lens, word):
+    edit(scene, lambda c: c.update({"w": 12, "h": 8, **lens}))
+    assert "undistort" in refuses(scene, f"{word} is", "pinhole").hint
+
+
+def test_frames_of_two_cameras_are_refused(scene: Path):
+    edit(scene, lambda c: c.update(fl_x=17.0))
+    edit(scene, lambda c: c["frames"][2].update(fl_x=18.0))
+    refuses(scene, "frame 2 has its own fl_x")
+
+
+def test_folders_of_other_tools_are_told_what_is_missing(scene: Path):
+    path = scene / "transforms_train.json"
+    path.rename(scene / "transforms.json")
+    assert "divide its frames" in refuses(scene, "is missing").hint
+    (scene / "transforms.json").unlink()
+    (scene / "sparse").mkdir()
+    assert "COLMAP" in refuses(scene, "is missing").hint
+
+
+def test_a_picture_of_another_format_is_named_as_it_is(scene: Path):
+    image = scene / "train" / "r_1.jpg"
+    edit(scene, lambda c: c["frames"][1].update(file_path="./train/r_1.jpg"))
+    refuses(scene, "r_1.jpg is missing")
+    Image.new("RGB", (12, 8)).save(image)
+    assert "PNG" in refuses(scene, "r_1.jpg cannot be read (no PNG file)").hint
+
+
 def test_other_damage_to_the_transforms_file_is_named(scene: Path):
     path = scene / "transforms_train.json"
     edit(scene, lambda c: c["frames"][2].update(file_path="./train/r_0.png"))

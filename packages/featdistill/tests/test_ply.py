@@ -4,7 +4,7 @@ import numpy as np
 import plyfile
 import pytest
 import torch
-from featdistill.data.ply import PROPERTIES, read_ply, write_ply
+from featdistill.data.ply import PROPERTIES, ply_of, read_ply, write_ply
 from featdistill.gaussians import Gaussians
 from loom.errors import UserError
 
@@ -90,6 +90,46 @@ def test_a_missing_property_is_named(written, name):
     with_property(written, name)
     with pytest.raises(UserError, match=f"point_cloud.ply: property '{name}' is missing"):
         read_ply(written)
+
+
+@pytest.mark.parametrize(("degree", "rest"), [(0, 0), (1, 3), (2, 8)])
+def test_models_of_a_lower_degree_are_those_with_nothing_in_the_higher_ones(written, degree, rest):
+    sh = gaussians().sh
+    columns = {f"f_dc_{c}": sh[:, 0, c] for c in range(3)}
+    # As 3DGS writes it: features_rest [n, K, 3], transposed and flattened.
+    flat = sh[:, 1 : 1 + rest].transpose(1, 2).flatten(1)
+    columns |= {f"f_rest_{k}": flat[:, k] for k in range(3 * rest)}
+    data = plyfile.PlyData.read(written, mmap=False)["vertex"].data
+    names = [name for name in PROPERTIES if not name.startswith(("f_", "n"))] + list(columns)
+    low = np.zeros(N, [(name, "f4") for name in names])
+    for name in names:
+        low[name] = columns[name] if name in columns else data[name]
+    plyfile.PlyData([plyfile.PlyElement.describe(low, "vertex")], byte_order="<").write(written)
+    found = read_ply(written)
+    assert torch.equal(found.sh[:, : 1 + rest], sh[:, : 1 + rest])
+    assert not found.sh[:, 1 + rest :].any()
+    assert torch.equal(found.rotations, gaussians().rotations)
+
+
+def test_a_model_whose_filter_is_not_fused_is_refused(written):
+    data = plyfile.PlyData.read(written, mmap=False)["vertex"].data
+    wider = np.zeros(N, [*data.dtype.descr, ("filter_3D", "f4")])
+    for name in data.dtype.names:
+        wider[name] = data[name]
+    plyfile.PlyData([plyfile.PlyElement.describe(wider, "vertex")], byte_order="<").write(written)
+    with pytest.raises(UserError, match="filter_3D") as caught:
+        read_ply(written)
+    assert "create_fused_ply.py" in caught.value.hint
+
+
+def test_a_model_folder_means_its_newest_iteration(written, tmp_path):
+    for name in ("7000", "30000", "best"):
+        place = tmp_path / "model" / "point_cloud" / f"iteration_{name}"
+        place.mkdir(parents=True)
+        (place / "point_cloud.ply").write_bytes(written.read_bytes())
+    assert ply_of(tmp_path / "model").parent.name == "iteration_30000"
+    with pytest.raises(UserError, match="holds no point_cloud"):
+        ply_of(tmp_path / "model" / "point_cloud")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

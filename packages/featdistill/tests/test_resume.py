@@ -20,6 +20,7 @@ LIGHT = (
     "train.rays=64",
     "feature_pipeline.rays=8",
     "checkpoint_interval=5",
+    "evaluation.interval=10",
     "prune.at=[0.3,0.6]",
     "prune.window=20",
     "train.ema_decay=0.9",
@@ -88,6 +89,9 @@ def require_equal_after_kills(folder: Path, settings: tuple[str, ...], kills: in
     assert f"killed {kills};" in said, said
     assert differing(final_state(folder / "whole"), final_state(folder / "killed")) == []
     assert untimed(folder / "whole") == untimed(folder / "killed")
+    spent = [row["perf/cpu_s"] for row in read_records(folder / "killed") if "perf/cpu_s" in row]
+    assert len(spent) >= 8
+    assert spent == sorted(spent)  # the seconds of the killed processes count too
     facts = json.loads((folder / "killed" / "run.json").read_text(encoding="utf-8"))
     assert len(facts["resumes"]) >= kills // 2  # a start that is killed early leaves no trace
     return said

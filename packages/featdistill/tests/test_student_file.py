@@ -15,6 +15,7 @@ from featdistill.models.student import Student, render_image
 from featdistill.orbit import Orbit, orbit_camera
 from featdistill.restore import restore_student
 from featdistill.student_file import read_student, write_student
+from featdistill.student_onnx import write_onnx
 from featdistill.viewer import Viewer
 from loom.errors import UserError
 from PIL import Image
@@ -111,7 +112,7 @@ def test_a_foreign_or_inconsistent_file_is_refused(path, tmp_path):
 def test_weights_beyond_half_precision_are_refused(student, tmp_path):
     large = Student.from_state(student.config, student.state_dict())
     with torch.no_grad():
-        large.weights[0, 0] = 1e6
+        large.weights[:, 0] = 1e6
     with pytest.raises(UserError, match="float16"):
         write_student(large, tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []
@@ -121,7 +122,11 @@ def test_export_says_what_half_precision_costs(trained, command, tmp_path):
     done = command("export", trained.run, tmp_path / "new" / "s.safetensors")
     assert done.code == 0, done.err
     assert "MB" in done.out
-    assert " dB, a colour by at most " in done.out
+    assert " dB against the student's own and moves a colour by at most " in done.out
+    pytest.importorskip("onnx")
+    done = command("export", trained.run, tmp_path / "new" / "s.onnx")
+    assert done.code == 0, done.err
+    assert "networks (" in done.out
 
 
 def test_a_film_is_one_turn(trained, command, tmp_path):
@@ -146,32 +151,46 @@ def test_a_film_is_one_turn(trained, command, tmp_path):
     wrong.holds("a.avi", ".webp or .gif or .mp4")
 
 
-def test_the_onnx_graph_equals_the_networks(trained, command, tmp_path):
+def test_the_onnx_graph_equals_the_networks_that_the_student_file_numbers(student, path, tmp_path):
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    done = command("export", trained.run, tmp_path / "s.onnx")
-    assert done.code == 0, done.err
-    student = restore_student(trained.run).student
+    written = write_onnx(student, tmp_path / "s.onnx")
+    assert written.dropped > 0  # by the pruning of the fixture
     noise = torch.Generator().manual_seed(0)
-    cell = torch.randint(len(student.weights), (9,), generator=noise)
+    rows = load_file(path)["cell_index"]
+    places = (rows >= 0).nonzero()[torch.randint(written.cells, (9,), generator=noise)]
+    cell = rows[tuple(places.T)].long()
     local = torch.rand(9, 11, 3, generator=noise) * 2 - 1
     directions = functional.normalize(torch.randn(9, 11, 3, generator=noise), dim=-1)
     session = runtime.InferenceSession(tmp_path / "s.onnx", providers=["CPUExecutionProvider"])
     inputs = {"cell": cell, "local": local, "directions": directions}
     (found,) = session.run(["raw"], {name: value.numpy() for name, value in inputs.items()})
+    own = student.cell_index[tuple(places.T)]
+    assert not torch.equal(own, cell.int())
     expected, _ = kilo_torch.network(
-        student.weights.detach().half().double(), student.shape, cell.repeat_interleave(11).int(),
+        student.weights.detach().half().double(), student.shape, own.repeat_interleave(11),
         local.reshape(-1, 3).double(), directions.reshape(-1, 3).double(),
     )  # fmt: skip
     assert expected.abs().max() > 1
     torch.testing.assert_close(
         torch.from_numpy(found).reshape(-1, 4).double(), expected, atol=1e-4, rtol=1e-5
     )
+    large = Student.from_state(student.config, student.state_dict())
+    with torch.no_grad():
+        large.weights[:, 0] = 1e6
+    with pytest.raises(UserError, match="float16"):
+        write_onnx(large, tmp_path / "x.onnx")
+
+
+def test_a_name_that_ends_with_neither_format_is_refused(trained, command, tmp_path):
+    for name in ("s.ply", "s", "."):
+        command("export", trained.run, tmp_path / name).holds(".safetensors or .onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_onnx_without_its_package_says_what_to_install(trained, command, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    command("export", trained.run, tmp_path / "s.onnx").holds("featdistill[onnx]")
+    command("export", trained.run, tmp_path / "s.onnx").holds("uv pip install onnx")
 
 
 def test_a_checkpoint_without_a_run_is_named(command, tmp_path):

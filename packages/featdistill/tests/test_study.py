@@ -53,6 +53,15 @@ def test_what_the_study_sets_cannot_be_set_twice(tmp_path):
         plan(SETTINGS, ("seed=1",), tmp_path)
 
 
+@pytest.mark.parametrize("seeds", ["0,0", "1,-1"])
+def test_seeds_that_cannot_be_run_are_named_before_anything_is_made(
+    seeds, command, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    command("study", "--seeds", seeds).holds(f"--seeds {seeds}")
+    assert list(tmp_path.iterdir()) == []
+
+
 def write_run(root: Path, condition: str, seed: int, psnr: float, cosine: float | None) -> None:
     run = root / study.RUNS / folder_name(condition) / f"seed-{seed}"
     means = {"psnr_db": psnr, "ssim": 0.9, "alpha_iou": 0.99}

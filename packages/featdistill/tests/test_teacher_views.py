@@ -64,3 +64,21 @@ def test_copies_are_taken_once_and_stand_in_only_for_what_is_gone(data, tmp_path
     assert len(kept.gaussians) > 0
     assert torch.equal(kept.evaluation.centres, before.centres)
     assert kept.evaluation.width == before.width == 28
+
+
+def test_the_copy_at_another_width_keeps_the_field_of_view_of_a_focal_length(data, tmp_path):
+    for split in ("train", "test"):
+        path = data.scene / f"transforms_{split}.json"
+        facts = json.loads(path.read_text())
+        del facts["camera_angle_x"]
+        lens = {"fl_x": 40.0, "fl_y": 40.0, "cx": 14.0, "cy": 14.0, "w": 28, "h": 28}
+        facts["frames"][0]["fl_x"] = 40.0
+        path.write_text(json.dumps(facts | lens))
+    half = data.model_copy(update={"width": 14})
+    remember_inputs(half, tmp_path / "run")
+    before = cameras_of(half, "test")
+    shutil.rmtree(data.scene)
+    after = cameras_of(half, "test", tmp_path / "run")
+    assert before.focal_px == pytest.approx(20.0)
+    assert after.focal_px == before.focal_px
+    assert (after.width, after.height) == (14, 14)

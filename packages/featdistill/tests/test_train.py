@@ -18,6 +18,8 @@ from featdistill.config import (
     TrainSection,
 )
 from featdistill.features import FeatureScaling
+from featdistill.glance import Glance
+from featdistill.restore import restore_student
 from featdistill.supervision import PointSampler, RaySampler
 from featdistill.teacher_frames import TeacherFrames, each_frame, foreground, render_frames
 from featdistill.teacher_views import teacher_of
@@ -111,6 +113,26 @@ def test_a_short_training_ends_ten_decibels_above_an_empty_picture(trained):
     assert "student against teacher" in trained.outcome.out
     assert "empty picture against teacher" in trained.outcome.out
     assert "pruned at step" in trained.outcome.out
+
+
+def test_features_are_not_evaluated_where_no_ray_has_a_target(trained, tiny):
+    restored = restore_student(trained.run)
+    teacher = teacher_of(DataSection(scene=tiny.scene, teacher=tiny.teacher))
+    assert 0.2 < Glance(restored.config, teacher)(restored.student)["metric/feature_cosine"] <= 1
+    pipeline = restored.config.feature_pipeline.model_copy(update={"alpha_threshold": 1.0})
+    blind = restored.config.model_copy(update={"feature_pipeline": pipeline})
+    assert Glance(blind, teacher)(restored.student)["metric/feature_cosine"] is None
+
+
+def test_a_whole_training_that_missed_a_gate_is_judged_all_the_same(tiny, command, tmp_path):
+    run = tmp_path / "run"
+    gate = "gates=[{metric: metric/psnr_db, op: '>=', threshold: 99}]"
+    done = command("train", *tiny.settings, "train.max_steps=20", gate, "--run-dir", run)
+    assert done.code == 3, done.out + done.err
+    assert "is not >= 99" in done.err
+    assert status(run)["state"] == "gate_missed"
+    assert (run / "evaluation" / "student_against_teacher.json").is_file()
+    assert "This run missed a gate" in (run / "report.html").read_text(encoding="utf-8")
 
 
 # Runs that must not go on -------------------------------------------------------------------------

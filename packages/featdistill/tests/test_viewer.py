@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import math
+import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -149,6 +152,18 @@ def test_the_server_answers_page_and_frames_and_names_what_is_wrong(served, view
 
 def test_a_page_elsewhere_cannot_use_the_server(served):
     assert served.get("/frame?" + GOOD, host="evil.example")[0] == 403
+
+
+def test_a_browser_that_leaves_is_no_error(served, capfd):
+    with socket.create_connection(("127.0.0.1", served.port)) as visitor:
+        host = f"127.0.0.1:{served.port}"
+        visitor.sendall(f"GET /frame?{GOOD}&width=800 HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        reset = struct.pack("ii", 1, 0)  # closing drops the connection at once
+        visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+    assert served.get("/")[0] == 200
+    while any("process_request" in thread.name for thread in threading.enumerate()):
+        time.sleep(0.01)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_named(served, viewer):

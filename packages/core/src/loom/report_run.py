@@ -38,11 +38,13 @@ def run_report(directory: Path, judgement: Callable[[Report], None] = lambda _: 
         judgement: Adds the thread's own sections; they stand before the curves of the training.
 
     Raises:
-        UserError: There is no such directory.
+        UserError: There is no such directory, or it holds no run.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: there is no such run", hint="`loom runs` lists the runs")
+    if not any((directory / name).is_file() for name in (RUN_FILE, STATUS_FILE, METRICS_FILE)):
+        raise UserError(f"{directory} is no run's directory", hint="`loom runs` lists the runs")
     damaged: list[str] = []
     run = _read(damaged, RUN_FILE, dict, lambda: dict(read_json(directory / RUN_FILE)))
     status = _read(damaged, STATUS_FILE, dict, lambda: dict(read_status(directory)))

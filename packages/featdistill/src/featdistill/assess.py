@@ -34,7 +34,7 @@ from featdistill.data.renders import (
 from featdistill.data.rgba import BACKGROUNDS, composite
 from featdistill.evaluate import Evaluation, FramePair, evaluate_frames
 from featdistill.gaussians import Gaussians
-from featdistill.models.student import Student, render_image
+from featdistill.models.student import Student, prepare_pictures, render_image
 from featdistill.summary import append_summary
 from featdistill.teacher_frames import each_frame
 
@@ -102,6 +102,7 @@ def render_views(
         progress: Called with the number of frames done.
     """
     end = len(cameras) if count is None else min(len(cameras), start + count)
+    prepare_pictures(student)
     seconds = 0.0
     for number in range(start, end):
         began = time.perf_counter()

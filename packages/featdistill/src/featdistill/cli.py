@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from loom.cli import (
@@ -19,6 +19,18 @@ from loom.cli import (
 )
 
 import featdistill
+from featdistill.cli_inputs import scene, teacher
+from featdistill.options import (
+    Background,
+    BackgroundOption,
+    Device,
+    Force,
+    Frames,
+    LpipsWeights,
+    MaxSteps,
+    OutputJson,
+    RunArgument,
+)
 
 
 def _checks():
@@ -31,29 +43,10 @@ app = application("featdistill", featdistill.__doc__, checks=_checks)
 main = partial(run_app, app)
 add_config_commands(app, "featdistill.config:TrainConfig")
 
-scene = typer.Typer(help="Scenes in the NeRF-synthetic layout.", no_args_is_help=True)
-teacher = typer.Typer(help="The 3D Gaussian Splatting teacher.", no_args_is_help=True)
 evaluation = typer.Typer(name="eval", help="Scores of rendered frames.", no_args_is_help=True)
-app.add_typer(scene, name="scene")
-app.add_typer(teacher, name="teacher")
+app.add_typer(scene)
+app.add_typer(teacher)
 app.add_typer(evaluation, name="eval")
-
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a training run.")]
-SceneOption = Annotated[
-    Path | None,
-    typer.Option(help="NeRF-synthetic folder; without one: the embedded brick model."),
-]
-WidthOption = Annotated[int | None, typer.Option(min=8, help="Image width in pixels.")]
-MaxSteps = Annotated[int | None, typer.Option(min=1, help="Updates in all.")]
-OutputJson = Annotated[Path | None, typer.Option(help="Write all scores here.")]
-Frames = Annotated[int | None, typer.Option(min=1, help="Only the first frames.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the output.")]
-Background = Annotated[str, typer.Option(help="white or black.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda: where the student is drawn.")]
-LpipsWeights = Annotated[
-    Path | None,
-    typer.Option(help="Folder with the LPIPS weights; without it LPIPS is not evaluated."),
-]
 
 
 @app.command()
@@ -116,7 +109,7 @@ def render(
     ] = False,
     start_frame: Annotated[int, typer.Option(min=0, help="First view.")] = 0,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Number of views.")] = None,
-    background: Background = "white",
+    background: BackgroundOption = Background.white,
     device: Device = "auto",
     enable_nvml: Annotated[
         bool, typer.Option("--enable-nvml", help="Require the accelerator's own figures.")
@@ -131,6 +124,11 @@ def render(
     from featdistill.rendering import render_film, render_run
 
     if video is not None:
+        if any((config, output_dir, chunk, store_rgba, start_frame, max_frames, enable_nvml)):
+            raise typer.BadParameter(
+                "--video is one turn about the student; beside it only --checkpoint, --background,"
+                " --device and --video-frames are taken"
+            )
         film = render_film(
             checkpoint, video, frames=video_frames, background=background, device=device
         )
@@ -182,7 +180,7 @@ def diagnose(
     teacher_renders: Annotated[
         Path | None, typer.Option(help="Reference frames (default: those of the run).")
     ] = None,
-    background: Background = "white",
+    background: BackgroundOption = Background.white,
     as_json: JsonOption = False,
 ) -> None:
     """Say what is wrong with a run's pictures: blank, flipped, wrong frames, scale, background."""
@@ -287,127 +285,6 @@ def archive(
     typer.echo(f"moved to {move_aside(run)}")
 
 
-@scene.command("synth")
-def scene_synth(
-    folder: Annotated[Path | None, typer.Argument(help="Where to write it.")] = None,
-    width: Annotated[int, typer.Option(min=16, help="Image width in pixels.")] = 100,
-    train: Annotated[int, typer.Option(min=1, help="Training views.")] = 60,
-    test: Annotated[int, typer.Option(min=1, help="Test views.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Which model is built.")] = 0,
-) -> None:
-    """Ray-trace a brick model into a NeRF-synthetic folder."""
-    from featdistill.data.bricks import BrickScene, write_scene
-    from featdistill.embedded import SCENE
-
-    target = folder or SCENE
-    made = write_scene(target, BrickScene(seed=seed, width=width, train=train, test=test))
-    typer.echo(f"{target}: {'written' if made else 'was there already'}")
-
-
-@scene.command("import")
-def scene_import(
-    source: Annotated[Path, typer.Argument(help="NeRF-synthetic folder.")],
-    folder: Annotated[Path, typer.Argument(help="Where to write the copy.")],
-    width: Annotated[int, typer.Option(min=8, help="Image width in pixels.")],
-) -> None:
-    """Copy a scene at a smaller width, filtered over premultiplied colours."""
-    from featdistill.scenes import import_scene
-
-    typer.echo(import_scene(source, folder, width))
-
-
-@scene.command("info")
-def scene_info(
-    folder: Annotated[Path, typer.Argument(help="NeRF-synthetic folder.")],
-    width: WidthOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Read a scene whole and say what is in it."""
-    from featdistill.scenes import describe_scene
-
-    _print_facts(*describe_scene(folder, width), as_json=as_json)
-
-
-@teacher.command("fit")
-def teacher_fit(
-    config: ConfigOption = None,
-    overrides: Overrides = None,
-    scene: SceneOption = None,
-    width: WidthOption = None,
-    max_steps: MaxSteps = None,
-    run_dir: RunDir = None,
-    resume: Resume = False,
-    archive: Archive = False,
-) -> None:
-    """Fit gaussians to a scene's training views; point_cloud.ply is in the run directory."""
-    from featdistill.teacher_run import run_teacher
-
-    run_teacher(
-        config,
-        overrides,
-        scene=scene,
-        width=width,
-        max_steps=max_steps,
-        directory=run_dir,
-        resume=resume,
-        archive=archive,
-    )
-
-
-@teacher.command("render")
-def teacher_render(
-    teacher: Annotated[Path, typer.Argument(help="point_cloud.ply, or a teacher run.")],
-    cameras: Annotated[Path, typer.Option(help="transforms_*.json of the views.")],
-    output_dir: Annotated[Path, typer.Option(help="Render folder.")],
-    width: WidthOption = None,
-    features: Annotated[
-        bool, typer.Option("--features", help="Also write features/N.npy, 52 per pixel.")
-    ] = False,
-    background: Background = "white",
-) -> None:
-    """Render a teacher: RGBA, depth, and on demand its 52 features."""
-    from featdistill.rendering import render_teacher
-
-    render_teacher(
-        teacher, cameras, output_dir, width=width, features=features, background=background
-    )
-    typer.echo(f"rendered to {output_dir}")
-
-
-@teacher.command("export-ply")
-def teacher_export(
-    teacher: Annotated[Path, typer.Argument(help="A teacher run or checkpoint.")],
-    output: Annotated[Path, typer.Argument(help="PLY file to write.")],
-) -> None:
-    """Write a teacher as 3DGS point_cloud.ply."""
-    from featdistill.teacher_run import export_teacher
-
-    typer.echo(export_teacher(teacher, output))
-
-
-@teacher.command("info")
-def teacher_info(
-    teacher: Annotated[Path, typer.Argument(help="point_cloud.ply, or a teacher run.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Say what is in a 3DGS file."""
-    from featdistill.teacher_run import describe_teacher
-
-    _print_facts(describe_teacher(teacher), as_json=as_json)
-
-
-def _print_facts(*facts: Any, as_json: bool) -> None:
-    """Print dataclasses in their own words, or as a JSON list."""
-    import json
-    from dataclasses import asdict
-
-    typer.echo(
-        json.dumps([asdict(each) for each in facts], indent=2)
-        if as_json
-        else "\n".join(map(str, facts))
-    )
-
-
 @evaluation.command("compare")
 def eval_compare(
     folder: Annotated[Path, typer.Argument(help="PNG files to judge.")],
@@ -436,7 +313,7 @@ def eval_compare(
 def eval_pipeline(
     render_dir: Annotated[Path, typer.Argument(help="Render folder with rgba_npz.")],
     teacher_renders: Annotated[Path, typer.Option(help="The teacher's frames.")],
-    background: Background = "white",
+    background: BackgroundOption = Background.white,
     method_name: Annotated[str, typer.Option(help="Name of the row in the summary.")] = "",
     summary: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
     render_stats: Annotated[Path | None, typer.Option(help="render_stats.json to take.")] = None,
@@ -468,7 +345,7 @@ def eval_pipeline(
 def eval_run(
     run: RunArgument,
     lpips_weights: LpipsWeights = None,
-    background: Background = "white",
+    background: BackgroundOption = Background.white,
     as_json: JsonOption = False,
 ) -> None:
     """Judge a training run again: every evaluation view, teacher and ground truth beside."""

@@ -286,7 +286,12 @@ class DataSection(Config):
         None, description="evaluation cameras; null: transforms_test.json of the scene"
     )
     width: int | None = Field(None, ge=8, description="image width in pixels; null: as stored")
-    extra_poses: int = Field(300, ge=0, description="random poses that the teacher renders as well")
+    extra_poses: int = Field(
+        300,
+        ge=0,
+        description="random poses on the upper hemisphere about the origin, as far as the training "
+        "cameras on average, that the teacher renders as well; 0 for another kind of scene",
+    )
     background_color: Literal["mixed", "random", "white", "black"] = Field(
         "mixed",
         description="background that the colour loss composites on; mixed: half of it white, on "
@@ -337,6 +342,11 @@ class TrainConfig(Config):
             raise ValueError(
                 f"feature_pipeline.projector.in_dim is {self.feature_pipeline.projector.in_dim}, "
                 f"but student.feature_dim is {self.student.feature_dim}; they are the same space"
+            )
+        if self.student.teacher_feature_dim != FEATURE_DIM:
+            raise ValueError(
+                f"student.teacher_feature_dim is {self.student.teacher_feature_dim}, but the "
+                f"teacher has {FEATURE_DIM} features"
             )
         return self
 

@@ -133,11 +133,12 @@ class Diagnosis:
             text.append(f"{finding.kind}: {finding.statement}")
             if finding.remedy:
                 text.append(f"  hint: {finding.remedy}")
+        width = max((len(trial.name) for trial in self.trials), default=0)
         if self.trials:
-            text.append(f"{'if it were':<34} {'dB':>7} {'gain':>7} {'explained':>9}")
+            text.append(f"{'if it were':<{width}} {'dB':>7} {'gain':>7} {'explained':>9}")
         for trial in sorted(self.trials, key=lambda t: -t.explained):
             share = f"{trial.explained:9.0%}" if trial.explained > -9 else "        -"
-            text.append(f"{trial.name:<34} {trial.psnr_db:7.2f} {trial.gain_db:+7.2f} {share}")
+            text.append(f"{trial.name:<{width}} {trial.psnr_db:7.2f} {trial.gain_db:+7.2f} {share}")
         return [*text, *self.notes]
 
 

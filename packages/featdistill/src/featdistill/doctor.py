@@ -14,6 +14,7 @@ def checks() -> Sequence[Check]:
         Check("kernel: field", lambda: _kernel("field")),
         Check("kernel: raster", lambda: _kernel("raster")),
         Check("kernel: student", lambda: _kernel("kilo")),
+        Check("kernel: optimiser", lambda: _kernel("cell_adam")),
         Check("kernel: student on cuda", cuda_renderer),
     )
 

@@ -54,7 +54,8 @@ def _judgement(report: Report, run: Path, results: dict[str, dict[str, Any]]) ->
         empty = {name: row for name, row in rows.items() if name.startswith("empty")}
         full = {name: row for name, row in rows.items() if name not in empty}
         report.heading(f"All {frames} evaluation views")
-        report.scores(full, empty, "means over frames of 8-bit pictures on white")
+        backgrounds = " and ".join(sorted({str(r["background"]) for r in results.values()}))
+        report.scores(full, empty, f"means over frames of 8-bit pictures on {backgrounds}")
         if STUDENT_TEACHER in results:
             report.gates(gate_results(stored_means(results[STUDENT_TEACHER])))
     _pictures(report, run)
@@ -78,7 +79,7 @@ def comparisons(run: Path) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.nda
     renders, references = newest_renders(run), run / "teacher"
     if renders is None and (run / STOPPED).is_dir():
         renders, references = run / STOPPED / "student", run / STOPPED / "teacher"
-    if renders is None:
+    if renders is None or not references.is_dir():  # rendered, but not judged
         return
     ours, theirs = find_pictures(renders), find_pictures(references)
     numbers = [n for n in theirs if n in ours]

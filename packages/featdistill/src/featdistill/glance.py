@@ -23,8 +23,15 @@ FEATURE_RAYS, FEATURE_VIEWS = 512, 4
 class Glance:
     """Scores of a student on white against its teacher; also the cosine of their features."""
 
-    def __init__(self, config: TrainConfig, teacher: Teacher) -> None:
-        """Render the teacher's side once."""
+    def __init__(self, config: TrainConfig, teacher: Teacher, *, spent_s: float = 0.0) -> None:
+        """Render the teacher's side once.
+
+        Args:
+            config: The run's.
+            teacher: What the student is compared with.
+            spent_s: CPU-seconds of the processes that the run was resumed from.
+        """
+        self.spent_s = spent_s
         count = min(config.evaluation.frames, len(teacher.evaluation))
         chosen = [i * len(teacher.evaluation) // count for i in range(count)]
         self.frames = render_frames(teacher.gaussians, teacher.evaluation[chosen])
@@ -54,20 +61,23 @@ class Glance:
         found: dict[str, float | None] = {
             "metric/psnr_db": sum(scores) / len(scores),
             "baseline/blank/psnr_db": self.blank_db,
-            "perf/cpu_s": time.process_time(),
+            "perf/cpu_s": self.spent_s + time.process_time(),
         }
         if self.feature_batches:
             found["metric/feature_cosine"] = self._feature_cosine(student)
         return found
 
-    def _feature_cosine(self, student: Student) -> float:
+    def _feature_cosine(self, student: Student) -> float | None:
+        """Mean over the views with feature targets; None where no view has any."""
         cosines = []
         for batch in self.feature_batches:
+            if not batch.targets.has_features.any():
+                continue
             out = render_rays(student, batch.origins, batch.directions, feature_rays=FEATURE_RAYS)
             alpha = 1 - out.transmittance
             error = self.compare.feature_errors(student, out.features, alpha, batch.targets)[1]
             cosines.append(1 - error.item())
-        return sum(cosines) / len(cosines)
+        return sum(cosines) / len(cosines) if cosines else None
 
 
 def on_white(rgba: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from featdistill.student_onnx import write_onnx
 from featdistill.teacher_views import cameras_of
 
 SECONDS_PER_TURN = 6.0
+EXPORTS = (".safetensors", ".onnx")
 
 
 def render_run(
@@ -118,12 +119,21 @@ def export_student(checkpoint: Path, output: Path) -> str:
     The cost is measured on the first evaluation view: the file is read back and rendered beside the
     student that it was written from. A name that ends with .onnx gets the networks alone.
     """
+    if output.suffix not in EXPORTS:
+        raise UserError(
+            f"{output}: a student is written as {' or '.join(EXPORTS)}",
+            hint="name it FILE.safetensors for a renderer, FILE.onnx for the networks alone",
+        )
     restored = restore_student(checkpoint)
     make_folder(output.parent)
+    write = write_onnx if output.suffix == ".onnx" else write_student
+    written = write(restored.student, output)
+    contents = (
+        f"{output}: {written.size / 1e6:.1f} MB, {written.cells} networks "
+        f"({written.dropped} that pruning emptied left out)"
+    )
     if output.suffix == ".onnx":
-        size = write_onnx(restored.student, output)
-        return f"{output}: {size / 1e6:.1f} MB, {len(restored.student.weights)} networks"
-    written = write_student(restored.student, output)
+        return contents
     camera = cameras_of(restored.config.data, "test", restored.run)[0]
     with torch.no_grad():
         students = restored.student, read_student(output)
@@ -131,9 +141,8 @@ def export_student(checkpoint: Path, output: Path) -> str:
     error = (pair[0] - pair[1])[..., :3].abs()
     psnr = -10 * math.log10(max(error.square().mean().item(), 1e-20))
     return (
-        f"{output}: {written.size / 1e6:.1f} MB, {written.cells} networks "
-        f"({written.dropped} that pruning emptied left out); half precision moves the first view "
-        f"by {psnr:.1f} dB, a colour by at most {255 * error.max().item():.2f}/255"
+        f"{contents}; half precision leaves the first view at {psnr:.1f} dB against the student's "
+        f"own and moves a colour by at most {255 * error.max().item():.2f}/255"
     )
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loom.checkpoint import Checkpoints, newest_folder
-from loom.config import differences, plain, resolve
+from loom.config import differences, plain, read_yaml, resolve
 from loom.errors import UserError
-from loom.files import sha256_file
+from loom.files import read_json, sha256_file
 
 from featdistill.config import TrainConfig
 from featdistill.models.student import Student
@@ -46,12 +46,27 @@ def restore_student(path: Path, config: Path | None = None) -> Restored:
     """
     folder = newest_folder(path)
     run = folder.parent.parent
+    _require_student(run)
     own = resolve(TrainConfig, run / "config.yaml").config
     if config is not None:
         _require_same(own, resolve(TrainConfig, config).config, config, folder)
     loaded = Checkpoints(folder.parent).load(folder)
     state = loaded.state["ema"] or loaded.state["model"]
     return Restored(Student.from_state(own.student, state), own, loaded.step, run, folder)
+
+
+def _require_student(run: Path) -> None:
+    """Refuse the run of a teacher or of another thread, which its configuration gives away."""
+    content = read_yaml(run / "config.yaml")
+    if "gaussians" in content:
+        raise UserError(
+            f"{run} is the run of a teacher, not of a student",
+            hint="`featdistill teacher info` and `featdistill teacher render` look at a teacher",
+        )
+    record = run / "run.json"
+    thread = read_json(record).get("thread") if record.is_file() else "featdistill"
+    if thread != "featdistill":
+        raise UserError(f"{run} is a run of {thread}", hint="give a run of `featdistill train`")
 
 
 def _require_same(own: TrainConfig, given: TrainConfig, path: Path, folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from loom.errors import UserError
 
 from featdistill.data.nerf_synthetic import read_views, write_views
+from featdistill.data.transforms import hint_of_layout
 
 SPLITS = ("train", "val", "test")
 
@@ -77,7 +78,7 @@ def _splits_of(folder: Path) -> list[str]:
     if not splits:
         raise UserError(
             f"{folder} has no transforms_train.json and no transforms_test.json",
-            hint="give a folder in NeRF-synthetic layout",
+            hint=hint_of_layout(folder),
         )
     return splits
 

@@ -38,8 +38,12 @@ OTHER_SPLIT_VIEWS = 100
 
 
 def lpips_metric(weights: Path | None) -> PictureDistance | None:
-    """Load LPIPS where weights are given; None leaves it unevaluated."""
-    return None if weights is None else Lpips.from_files(weights).as_metric()
+    """Load LPIPS where weights are given: of VGG, unless they are of AlexNet alone."""
+    if weights is None:
+        return None
+    names = [path.name for path in weights.glob("*.pth")] or [weights.name]
+    alex = any("alex" in name for name in names) and not any("vgg" in name for name in names)
+    return Lpips.from_files(weights, "alex" if alex else "vgg").as_metric()
 
 
 def compare_folders(

@@ -57,14 +57,7 @@ def write_student(student: Student, path: Path) -> Written:
     Raises:
         UserError: A weight does not fit into half precision, or the disk refuses.
     """
-    kept = occupancy.touched_cells(student.occupancy, student.config.grid_shape)
-    rows = student.cell_index[kept >= 0].long()
-    weights = student.weights.detach()[rows].half()
-    if not torch.isfinite(weights).all():
-        raise UserError(
-            f"{path}: a weight is beyond the range of float16",
-            hint="the training has diverged: look at the run with `featdistill diagnose`",
-        )
+    weights, kept = packed_networks(student, path)
     filled = (student.occupancy > 0).cpu().numpy()
     tensors = {
         "weights": weights,
@@ -78,7 +71,31 @@ def write_student(student: Student, path: Path) -> Written:
     metadata = {"format": FORMAT, "config": config, "sha256": _digest(tensors)}
     content = save(tensors, metadata)
     write_atomic(path, content)
-    return Written(path, len(content), len(rows), len(student.weights) - len(rows))
+    return Written(path, len(content), len(weights), len(student.weights) - len(weights))
+
+
+def packed_networks(student: Student, path: Path) -> tuple[Tensor, Tensor]:
+    """Return the networks that pruning has left, and the row of each cell among them.
+
+    Args:
+        student: Whose networks.
+        path: The file that they are meant for, which an error names.
+
+    Returns:
+        Weights [cells, P] in half precision, and `cell_index` [gx, gy, gz], on the CPU.
+
+    Raises:
+        UserError: A weight does not fit into half precision.
+    """
+    index = occupancy.touched_cells(student.occupancy, student.config.grid_shape)
+    rows = student.cell_index.cpu()[index >= 0].long()
+    weights = student.weights.detach().cpu()[rows].half()
+    if not torch.isfinite(weights).all():
+        raise UserError(
+            f"{path}: a weight is beyond the range of float16",
+            hint="the training has diverged: look at the run with `featdistill diagnose`",
+        )
+    return weights, index
 
 
 def read_student(path: Path) -> Student:

@@ -8,7 +8,8 @@ The graph evaluates a batch of samples per cell; marching and compositing stay w
     raw         float32 [n, b, 4]  red, green, blue, density: colour and the opacity of one step are
                                    their sigmoids
 
-Weights are stored in half precision and used in single precision, as in the student file.
+Weights are stored in half precision and used in single precision, as in the student file. Cells
+that pruning has emptied are left out of both, so a row is the same network in both.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from loom.errors import UserError
 from loom.files import write_atomic
+from torch import Tensor
 
 from featdistill.models.kilo_layout import NetworkShape
 from featdistill.models.student import Student
+from featdistill.student_file import Written, packed_networks
 
 if TYPE_CHECKING:
     import onnx
@@ -30,34 +33,36 @@ OPSET = 17
 IR_VERSION = 8  # what runtimes of 2022 read
 
 
-def write_onnx(student: Student, path: Path) -> int:
-    """Write the networks as an ONNX file; return its size in bytes.
+def write_onnx(student: Student, path: Path) -> Written:
+    """Write the networks as an ONNX file.
 
     Raises:
-        UserError: The package onnx is missing, or the disk refuses.
+        UserError: The package onnx is missing, a weight does not fit into half precision, or the
+            disk refuses.
     """
     try:
         import onnx
     except ImportError as error:
         raise UserError(
-            f"{path}: ONNX needs the package onnx", hint="uv pip install 'featdistill[onnx]'"
+            f"{path}: ONNX needs the package onnx", hint="uv pip install onnx"
         ) from error
-    graph = _Graph(student)
+    weights, _ = packed_networks(student, path)
+    graph = _Graph(student.shape, weights)
     model = onnx.helper.make_model(
         graph.build(), opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
     )
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString()
     write_atomic(path, content)
-    return len(content)
+    return Written(path, len(content), len(weights), len(student.weights) - len(weights))
 
 
 class _Graph:
     """Nodes in the order of `kilo_torch.network`, and the tensors that they start from."""
 
-    def __init__(self, student: Student) -> None:
-        self.shape: NetworkShape = student.shape
-        self.blocks = self.shape.blocks(student.weights.detach())
+    def __init__(self, shape: NetworkShape, weights: Tensor) -> None:
+        self.shape = shape
+        self.blocks = shape.blocks(weights)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
@@ -104,7 +109,7 @@ class _Graph:
 
         values = getattr(self.blocks, name)
         values = values[:, :4] if name == "output_bias" else values
-        stored = self._constant(name, values.cpu().numpy().transpose(order).astype(np.float16))
+        stored = self._constant(name, values.numpy().transpose(order))
         rows = self._node("Gather", [stored, "cell"], axis=0)
         rows = self._node("Cast", [rows], to=TensorProto.FLOAT)
         if axes is None:

@@ -93,6 +93,12 @@ def plan(settings: Settings, overrides: Sequence[str], root: Path) -> Sweep:
         raise UserError(
             f"{', '.join(sorted(taken))} is set by the study itself", hint="use --seeds"
         )
+    seeds = settings.seeds
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(
+            f"--seeds {','.join(map(str, seeds))}: each has to be there once, and none below 0",
+            hint="for instance --seeds 0,1,2",
+        )
     jobs = []
     for seed in settings.seeds:
         for condition, own in settings.conditions().items():
@@ -118,11 +124,11 @@ def run_study(
 
     Without an executor the trainings run here, one after the other.
     """
+    sweep = plan(settings, overrides, root)
     if not any(each.startswith(_DATA) for each in overrides):  # once, before trainings need it
         embedded_scene(say)
         embedded_teacher(say)
     well = True
-    sweep = plan(settings, overrides, root)
     for event in (executor or Local()).run(sweep, root, resume=resume, retry_failed=True):
         say(str(event))
         well &= event.kind not in ("failed", "interrupted")

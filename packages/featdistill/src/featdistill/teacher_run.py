@@ -13,9 +13,11 @@ from loom.checkpoint import Checkpoints, newest_folder
 from loom.config import resolve
 from loom.errors import UserError
 from loom.run import Run
+from loom.run_directory import settings_of
 
 from featdistill.assess import assess_teacher, read_results
 from featdistill.data.ply import ply_of, read_ply, write_ply
+from featdistill.data.transforms import read_transforms
 from featdistill.embedded import SCENE, embedded_scene
 from featdistill.features import gaussian_features
 from featdistill.figures import write_report
@@ -37,8 +39,7 @@ def run_teacher(
     archive: bool = False,
 ) -> Path:
     """Fit a teacher, score it on the test views, write the page; return the run directory."""
-    if resume and source is None and directory is not None:
-        source = directory if (directory / "config.yaml").is_file() else None
+    source = settings_of(source, directory, resume=resume)
     flags: dict[str, Any] = {
         "data.scene": scene,
         "data.width": width,
@@ -52,6 +53,9 @@ def run_teacher(
         )
         flags["data.scene"] = embedded_scene(typer.echo)
         resolved = resolve(TeacherConfig, source, overrides, flags=flags)
+    if not resume and resolved.config.data.scene is not None:
+        for split in ("train", "test"):  # what is missing is named before there is a run
+            read_transforms(resolved.config.data.scene / f"transforms_{split}.json")
     with Run.open(
         "featdistill",
         TeacherConfig,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from loom.errors import UserError
-from loom.files import read_json, write_atomic
+from loom.files import write_atomic
 from loom.run import Run
 
 from featdistill.cameras import Cameras, orbit_poses
@@ -20,6 +20,7 @@ from featdistill.config import FEATURE_DIM, DataSection
 from featdistill.data.nerf_synthetic import read_cameras
 from featdistill.data.ply import ply_of, read_ply
 from featdistill.data.png import make_folder
+from featdistill.data.transforms import content_at
 from featdistill.gaussians import Gaussians
 from featdistill.models import field
 
@@ -79,7 +80,7 @@ def cameras_of(data: DataSection, split: str, run: Path | None = None) -> Camera
 def remember_inputs(data: DataSection, run: Path) -> None:
     """Copy the teacher and the camera files into a run's `inputs/`, where they are not yet there.
 
-    A camera file that leaves the size of its images to the images gets it written down.
+    Of a camera file they say the size of the images that the run uses.
     """
     make_folder(run / "inputs")
     if data.teacher is not None and not _copy(run, "point_cloud.ply").exists():
@@ -89,8 +90,7 @@ def remember_inputs(data: DataSection, run: Path) -> None:
         if not to.exists():
             path = camera_file(data, split)
             cameras = read_cameras(path, width=data.width)
-            size = {"w": cameras.width, "h": cameras.height}
-            write_atomic(to, json.dumps(read_json(path) | size))
+            write_atomic(to, json.dumps(content_at(path, cameras.width, cameras.height)))
 
 
 def _copy(run: Path, name: str) -> Path:

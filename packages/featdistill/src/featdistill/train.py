@@ -13,6 +13,7 @@ from loom.loop import Every, FitResult, Prefetch, TrainState, fit
 from loom.native import cores_for_kernels
 from loom.record import EVENTS_FOLDER
 from loom.run import Run
+from loom.runs import last_metrics
 from loom.sampling import Shard
 from torch import Tensor
 
@@ -168,11 +169,14 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     _announce(config, run)
 
     student = new_student(config, teacher, run.generator("student"))
+    low, high = ([round(x, 3) for x in corner.tolist()] for corner in student.box)
+    run.info(f"[student] {len(student.weights)} networks in the box from {low} to {high}")
     state = TrainState(student, new_optimizer(student), ema_decay=config.train.ema_decay)
     pruning = Pruning(config, student, run)
     state.extras["pruning"] = pruning
     supervision = Supervision(config, teacher, shown, student)
-    glance = Glance(config, teacher)
+    spent_s = last_metrics(run.dir).get("perf/cpu_s", 0.0) if run.resumed else 0.0
+    glance = Glance(config, teacher, spent_s=spent_s)
     restarts = frozenset(_volume_ends(config.train.phases))
 
     def before_step(step: int) -> None:

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from loom import distributed
+from loom.checkpoint import Checkpoints
 from loom.config import Resolved, resolve
+from loom.errors import GateMissed
 from loom.run import Run
+from loom.run_directory import settings_of
 
-from featdistill.assess import Assessment, assess
+from featdistill.assess import Assessment, assess, read_results
 from featdistill.config import TrainConfig
 from featdistill.data.nerf_synthetic import Views, read_views
 from featdistill.embedded import SCENE, TEACHER, embedded_scene, embedded_teacher
@@ -19,7 +23,7 @@ from featdistill.figures import write_report
 from featdistill.models.student import Student
 from featdistill.restore import restore_student
 from featdistill.scoring import lpips_metric, print_judgement
-from featdistill.teacher_views import Teacher, read_teacher
+from featdistill.teacher_views import Teacher, read_teacher, teacher_of
 from featdistill.train import train
 
 
@@ -35,28 +39,52 @@ def run_training(
     archive: bool = False,
 ) -> Path:
     """Train, judge every evaluation view, write the page; return the run directory."""
-    if resume and source is None and directory is not None:
-        source = directory if (directory / "config.yaml").is_file() else None
+    source = settings_of(source, directory, resume=resume)
     flags = {"train.max_steps": max_steps, "log_interval": log_interval}
     resolved = resolve(TrainConfig, source, overrides, flags=flags)
     whole = resolve(TrainConfig, source, overrides).config.train.max_steps
     resolved = _with_data(resolved, source, overrides, flags)
-    with Run.open(
+    if not resume:  # what is missing is named before there is a directory of a run
+        teacher_of(resolved.config.data)
+    run = Run.open(
         "featdistill",
         TrainConfig,
         resolved,
         directory=directory,
         resume=resume,
         archive=archive,
-    ) as run:
-        run.shorten("train.max_steps", whole, run.config.train.max_steps)
-        student, result = train(run.config, run)
-        if run.is_main:
-            judge(run, student, result.step, lpips_weights)
+    )
+    try:
+        with run:
+            run.shorten("train.max_steps", whole, run.config.train.max_steps)
+            _train_and_judge(run, lpips_weights)
+    except GateMissed:
+        if run.is_main and read_results(run.dir):
+            _show(run.dir)
+        raise
     if run.is_main:
-        print_judgement(run.dir)
-        typer.echo(f"report: {write_report(run.dir)}")
+        _show(run.dir)
     return run.dir
+
+
+def _train_and_judge(run: Run[TrainConfig], lpips_weights: Path | None) -> None:
+    """Train, then judge; a run that went to its end is judged even if it missed a gate."""
+    try:
+        student, result = train(run.config, run)
+    except GateMissed:
+        steps = Checkpoints(run.dir / "checkpoints").steps()
+        if run.is_main and run.config.train.max_steps in steps:
+            restored = restore_student(run.dir)
+            judge(run, restored.student, restored.step, lpips_weights)
+        distributed.agree(False)  # torchrun ends all processes when one has ended
+        raise
+    if run.is_main:
+        judge(run, student, result.step, lpips_weights)
+
+
+def _show(directory: Path) -> None:
+    print_judgement(directory)
+    typer.echo(f"report: {write_report(directory)}")
 
 
 def _with_data(

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -120,6 +122,15 @@ def page(viewer: Viewer) -> bytes:
     return text.replace("/*BEGIN*/null", json.dumps(begin)).encode()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Pass over a browser that has left its page; anything else is shown."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def make_server(viewer: Viewer, port: int) -> ThreadingHTTPServer:
     """Listen on 127.0.0.1.
 
@@ -132,11 +143,9 @@ def make_server(viewer: Viewer, port: int) -> ThreadingHTTPServer:
     """
     handler: Callable[..., BaseHTTPRequestHandler] = partial(_Handler, viewer)
     try:
-        server = ThreadingHTTPServer((HOST, port), handler)
+        return _Server((HOST, port), handler)
     except (OSError, OverflowError) as error:
         raise UserError(
             f"port {port}: {getattr(error, 'strerror', None) or error}",
             hint="give another --port, or 0 for any free one",
         ) from error
-    server.daemon_threads = True
-    return server

@@ -4,6 +4,10 @@ One little-endian binary element `vertex` with 62 float32 properties, 248 bytes 
 `x y z nx ny nz f_dc_0..2 f_rest_0..44 opacity scale_0..2 rot_0..3` (graphdeco-inria/gaussian-
 splatting, `scene/gaussian_model.py: save_ply`). Normals are zero. `f_rest` is channel-major:
 `f_rest_{15 c + k}` is coefficient k + 1 of colour channel c. Everything is raw: logits, log scales.
+
+Files of other trainers are read as well where they mean the same: without normals, with properties
+that nobody needs here, and of SH degree 0 to 2, whose 0, 9 or 24 `f_rest` are channel-major in the
+same way and leave the higher coefficients zero. What only looks the same is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from loom.files import write_atomic
 from featdistill.gaussians import SH_COEFFICIENTS, Gaussians
 
 REST = SH_COEFFICIENTS - 1
+REST_BY_DEGREE = (0, 3, 8, REST)
+"""Coefficients per colour channel beside the constant one, by SH degree."""
 POSITION = ("x", "y", "z")
 NORMAL = ("nx", "ny", "nz")
 F_DC = tuple(f"f_dc_{c}" for c in range(3))
@@ -38,6 +44,11 @@ NUMPY_TYPES = {
     "float": "<f4", "float32": "<f4", "double": "<f8", "float64": "<f8",
 }  # fmt: skip
 EXPORT_HINT = "a 3DGS training writes it as point_cloud/iteration_N/point_cloud.ply"
+FOREIGN = {
+    "filter_3D": "Mip-Splatting stores opacities and scales without its 3D filter; fuse it in with "
+    "its create_fused_ply.py",
+}
+"""Properties that change what the others mean, and what to do about each."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ def write_ply(path: Path, gaussians: Gaussians) -> None:
 
 
 def read_ply(path: Path) -> Gaussians:
-    """Read a 3DGS `point_cloud.ply`; properties may stand in any order, extra ones are ignored.
+    """Read a 3DGS `point_cloud.ply` of SH degree 0 to 3; properties may stand in any order.
 
     Raises:
         UserError: the file is missing, damaged or no 3DGS model; names the file and the property.
@@ -83,14 +94,7 @@ def read_ply(path: Path) -> Gaussians:
     except OSError as error:
         raise UserError(f"{path}: cannot read the PLY file: {error.strerror}") from error
     header = _parse_header(path, content)
-    known = {name for name, _ in header.properties}
-    missing = [name for name in PROPERTIES if name not in known and name not in NORMAL]
-    if missing:
-        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(
-            f"{path}: property {missing[0]!r}{others} is missing from the vertex element",
-            hint=f"gaussians with SH degree 3 are needed: {EXPORT_HINT}",
-        )
+    rest = _rest_of(path, {name for name, _ in header.properties})
     dtype = header.dtype()
     found, expected = len(content) - header.size, header.count * dtype.itemsize
     if found != expected:
@@ -100,7 +104,24 @@ def read_ply(path: Path) -> Gaussians:
             hint="the file is truncated or was written by a broken export; copy it again",
         )
     vertices = np.frombuffer(content, dtype, header.count, header.size)
-    return _gaussians(path, vertices)
+    return _gaussians(path, vertices, rest)
+
+
+def _rest_of(path: Path, known: set[str]) -> int:
+    """Check that the properties are those of a 3DGS model; return its f_rest per channel."""
+    for name in sorted(known & FOREIGN.keys()):
+        raise UserError(f"{path}: has the property {name!r}", hint=FOREIGN[name])
+    count = sum(name in known for name in F_REST)
+    rest = next((k for k in REST_BY_DEGREE if 3 * k >= count), REST)
+    needed = (*POSITION, *F_DC, *F_REST[: 3 * rest], "opacity", *SCALE, *ROTATION)
+    missing = [name for name in needed if name not in known]
+    if missing:
+        others = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+        raise UserError(
+            f"{path}: property {missing[0]!r}{others} missing from the vertex element",
+            hint=f"a 3D Gaussian Splatting model of SH degree 0 to 3 is needed: {EXPORT_HINT}",
+        )
+    return rest
 
 
 def _parse_header(path: Path, content: bytes) -> Header:
@@ -140,7 +161,7 @@ def _parse_vertex_element(path: Path, lines: list[str]) -> tuple[int, tuple[tupl
     return int(match.group(1)), tuple(properties.items())
 
 
-def _gaussians(path: Path, vertices: np.ndarray) -> Gaussians:
+def _gaussians(path: Path, vertices: np.ndarray, rest: int) -> Gaussians:
     if not len(vertices):
         raise UserError(f"{path}: the file holds no gaussian")
 
@@ -158,7 +179,9 @@ def _gaussians(path: Path, vertices: np.ndarray) -> Gaussians:
         return torch.from_numpy(block)
 
     n = len(vertices)
-    rest = columns(F_REST).reshape(n, 3, REST).transpose(1, 2)
+    sh = torch.zeros(n, SH_COEFFICIENTS, 3)
+    sh[:, 0] = columns(F_DC)
+    sh[:, 1 : 1 + rest] = columns(F_REST[: 3 * rest]).reshape(n, 3, rest).transpose(1, 2)
     rotations = columns(ROTATION)
     unusable = rotations.norm(dim=1) == 0
     if unusable.any():
@@ -169,7 +192,7 @@ def _gaussians(path: Path, vertices: np.ndarray) -> Gaussians:
         log_scales=columns(SCALE),
         rotations=rotations,
         opacity_logits=columns(("opacity",))[:, 0],
-        sh=torch.cat([columns(F_DC)[:, None], rest], dim=1).contiguous(),
+        sh=sh,
     )
 
 
@@ -182,13 +205,11 @@ def ply_of(path: Path) -> Path:
         return path
     if (path / PLY_NAME).is_file():
         return path / PLY_NAME
-    iterations = sorted(
-        path.glob(f"point_cloud/iteration_*/{PLY_NAME}"),
-        key=lambda p: int(p.parent.name.split("_")[1]),
-    )
+    found = path.glob(f"point_cloud/iteration_*/{PLY_NAME}")
+    iterations = {int(number): ply for ply in found if (number := ply.parent.name[10:]).isdecimal()}
     if not iterations:
         raise UserError(
             f"{path} holds no {PLY_NAME}",
             hint="give a PLY file, a teacher run or a 3DGS model folder",
         )
-    return iterations[-1]
+    return iterations[max(iterations)]

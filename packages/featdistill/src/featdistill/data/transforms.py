@@ -4,6 +4,9 @@
 
 A matrix is camera-to-world with OpenGL axes. Whatever cannot be a camera is refused with its place:
 a NaN in one pose would otherwise surface as a student that learns nothing.
+
+The files of instant-ngp and nerfstudio are close relatives. `fl_x` and `w` stand in for the angle;
+a lens that is no pinhole with its centre in the middle of the picture is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import math
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from loom.errors import UserError
@@ -20,6 +23,9 @@ from loom.files import read_json
 
 _RIGID_TOLERANCE = 1e-3
 _FARTHEST = 1e6
+_OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".exr")
+_DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+_LENS = ("camera_angle_x", "fl_x", "fl_y", "cx", "cy", "w", "h", *_DISTORTION)
 
 
 class Frame(NamedTuple):
@@ -54,22 +60,13 @@ def read_transforms(
         UserError: The file is missing or damaged, or a frame is; the message names it.
     """
     if not path.exists():
-        found = sorted(other.name for other in path.parent.glob("transforms*.json"))
-        raise UserError(
-            f"{path} is missing",
-            hint=f"the folder has {', '.join(found)}"
-            if found
-            else "give a folder in NeRF-synthetic layout, or make one: `featdistill scene synth`",
-        )
+        raise UserError(f"{path} is missing", hint=hint_of_layout(path.parent))
     content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected an object with camera_angle_x and frames")
-    angle = content.get("camera_angle_x")
-    if not _is_number(angle) or not 0 < angle < math.pi:
-        raise UserError(
-            f"{path}: camera_angle_x is {_shown(angle)}, expected an angle in (0, pi)",
-            hint="it is the horizontal field of view in radians; export the cameras again",
-        )
+    size = _check_size(content, path)
+    angle = _check_angle(content, size, path)
+    _require_pinhole(content, size, path)
     entries = content.get("frames")
     if not isinstance(entries, list):
         raise UserError(f"{path}: frames is {_shown(entries)}, expected a list")
@@ -81,9 +78,89 @@ def read_transforms(
             f" limit {limit})",
             hint="export at least one view, or ask for fewer to be left out",
         )
+    for index in chosen:
+        _require_no_lens_of_its_own(entries[index], content, f"{path}: frame {index}")
     frames = tuple(_check_frame(index, entries[index], path) for index in chosen)
     _require_distinct_images(path, frames)
-    return Transforms(path, float(angle), _check_size(content, path), frames)
+    return Transforms(path, angle, size, frames)
+
+
+def content_at(path: Path, width: int, height: int) -> dict[str, Any]:
+    """Return what a camera file holds, for pictures of another size: its lens is the angle alone.
+
+    Raises:
+        UserError: As for `read_transforms`.
+    """
+    angle = read_transforms(path).camera_angle_x
+    content = _without_lens(read_json(path))
+    frames = [_without_lens(frame) for frame in content["frames"]]
+    return content | {"frames": frames, "camera_angle_x": angle, "w": width, "h": height}
+
+
+def _without_lens(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in _LENS}
+
+
+def hint_of_layout(folder: Path) -> str:
+    """Say what to do about a folder that lacks a camera file, by what else is in it."""
+    found = sorted(other.name for other in folder.glob("transforms*.json"))
+    if found == ["transforms.json"]:
+        return (
+            "the folder has transforms.json: divide its frames into transforms_train.json and "
+            "transforms_test.json"
+        )
+    if found:
+        return f"the folder has {', '.join(found)}"
+    if (folder / "sparse").is_dir():
+        return (
+            "the folder holds a COLMAP model: convert it to transforms_train.json and "
+            "transforms_test.json, with undistorted RGBA pictures"
+        )
+    return "give a folder in NeRF-synthetic layout, or make one: `featdistill scene synth`"
+
+
+def _check_angle(content: dict[str, Any], size: tuple[int, int] | None, path: Path) -> float:
+    """Return the horizontal field of view in radians."""
+    angle, focal = content.get("camera_angle_x"), content.get("fl_x")
+    if angle is None and size is not None and _is_number(focal) and focal > 0:
+        return 2 * math.atan(0.5 * size[0] / focal)
+    if not _is_number(angle) or not 0 < angle < math.pi:
+        raise UserError(
+            f"{path}: camera_angle_x is {_shown(angle)}, expected an angle in (0, pi)",
+            hint="it is the horizontal field of view in radians (fl_x and w give it too); export "
+            "the cameras again",
+        )
+    return float(angle)
+
+
+def _require_pinhole(content: dict[str, Any], size: tuple[int, int] | None, path: Path) -> None:
+    """Refuse a lens that the rays of `Cameras` do not have, within half a pixel."""
+    wrong = [key for key in _DISTORTION if content.get(key)]
+    focal, other = content.get("fl_x"), content.get("fl_y")
+    reach = max(size) / 2 if size else 400.0  # pixels from the centre to the rim
+    if _is_number(focal) and _is_number(other) and abs(other - focal) * reach > 0.5 * abs(focal):
+        wrong.append("fl_y")
+    for key, pixels in zip(("cx", "cy"), size or (), strict=False):
+        if _is_number(content.get(key)) and abs(content[key] - pixels / 2) > 0.5:
+            wrong.append(key)
+    if wrong:
+        shown = ", ".join(f"{key} is {_shown(content[key])}" for key in wrong)
+        raise UserError(
+            f"{path}: {shown}, but only a pinhole camera with one focal length and its centre in "
+            "the middle of the picture is rendered",
+            hint="undistort the pictures (COLMAP: image_undistorter) and export the cameras again",
+        )
+
+
+def _require_no_lens_of_its_own(entry: Any, content: dict[str, Any], where: str) -> None:
+    """Refuse a frame with another lens or size than the file gives for all."""
+    own = [] if not isinstance(entry, dict) else [key for key in _LENS if key in entry]
+    differing = [key for key in own if entry[key] != content.get(key)]
+    if differing:
+        raise UserError(
+            f"{where} has its own {', '.join(differing)}; all frames of a file share one camera",
+            hint="render or undistort all pictures with the same camera",
+        )
 
 
 def _require_distinct_images(path: Path, frames: tuple[Frame, ...]) -> None:
@@ -128,8 +205,9 @@ def _check_frame(index: int, entry: Any, path: Path) -> Frame:
             hint="paths are relative to the JSON file and stay below it",
         )
     stem = relative.as_posix().removesuffix(".png")
+    image = stem if relative.suffix.lower() in _OTHER_PICTURES else f"{stem}.png"
     pose = _check_pose(entry.get("transform_matrix"), where, remedy)
-    return Frame(index, stem, path.parent / f"{stem}.png", pose)
+    return Frame(index, stem, path.parent / image, pose)
 
 
 def _check_pose(value: Any, where: str, remedy: str) -> list[list[float]]:
@@ -166,7 +244,7 @@ def _check_pose(value: Any, where: str, remedy: str) -> list[list[float]]:
     return rows
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     """True for a finite JSON number (an integer too large for a float is none)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False

@@ -297,6 +297,13 @@ def render_image(
     return rgba.reshape(*size, 4), depth.reshape(size)
 
 
+def prepare_pictures(student: Student) -> None:
+    """Compile what draws pictures of a student, and examine it, so that no picture waits for it."""
+    device = student.weights.device
+    if device.type != "cuda" or kilo_cuda.choose("auto", student.shape, device) != "cuda":
+        kilo.available("auto", device)
+
+
 def picture_kernel(student: Student) -> kilo_cuda.PictureKernel:
     """Return what draws many pictures of a student on a CUDA device, as its weights are now."""
     found = kilo_cuda.kernel()
