@@ -90,6 +90,7 @@ def test_a_training_leaves_metres_beside_their_baselines(trained):
     assert results["metrics"]["trans_err_m_median"] == last["metric/trans_err_m_median"]
     page = (trained / "report.html").read_text()
     assert "identity" in page
+    assert "Judged on 2 sets of validate" in page
     assert "http" not in page.replace("http-equiv", "")
 
 
@@ -250,6 +251,9 @@ def test_a_network_is_only_read_with_its_own_size(trained):
 
 
 def test_oracles_replace_what_they_name(trained):
+    result = CliRunner().invoke(app, ["eval", str(trained), "--ladder", "--oracle", "pose"])
+    assert result.exit_code == 2
+    assert "--ladder and --oracle" in result.stderr
     asked = Question(trained).open()
     exact = asked.evaluate(frozenset({"pose"})).metrics()
     assert exact["trans_err_m_median"] == 0

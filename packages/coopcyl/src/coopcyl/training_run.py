@@ -81,7 +81,7 @@ def _train(run: Run[TrainConfig], last: list[Evaluation]) -> None:
     def keep(found: Evaluation, step: int) -> None:
         last[:] = [found]
         if run.is_main:
-            write_json(run.path(RESULTS), results(found) | {"step": step})
+            write_json(run.path(RESULTS), results(found) | {"step": step, "split": data.val.split})
 
     train(run.config, run, data, keep, choose_device().type)
 
