@@ -148,7 +148,8 @@ def _require_pinhole(content: dict[str, Any], size: tuple[int, int] | None, path
         raise UserError(
             f"{path}: {shown}, but only a pinhole camera with one focal length and its centre in "
             "the middle of the picture is rendered",
-            hint="undistort the pictures (COLMAP: image_undistorter) and export the cameras again",
+            hint="resample the pictures to such a camera (undistort them, crop them about the "
+            "principal point) and export the cameras again",
         )
 
 
