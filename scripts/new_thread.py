@@ -252,7 +252,7 @@ def write_thread(name: str, job: str, root: Path = ROOT) -> Path:
     for path, text in FILES.items():
         target = folder / path.format(package=package)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text.format(**values))
+        target.write_text(text.format(**values), encoding="utf-8")
     return folder
 
 

@@ -27,7 +27,7 @@ def stood_for() -> list[str]:
 def test_every_printed_command_is_run_or_named_with_the_reason():
     known = {*stood_for(), *NOT_RUN}
     unknown = {line: places for line, places in printed().items() if line not in known}
-    assert unknown == {}, "add them to tests/printed_steps.py"
+    assert unknown == {}, "add them to a chain in tests/printed/"
 
 
 def test_nothing_is_run_that_no_document_prints():

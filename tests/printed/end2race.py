@@ -59,6 +59,7 @@ END2RACE = Chain(
         step(run=f"end2race sim-collect --out DRIVES --split valid {_COLLECT} --seed 1"),
         step("end2race demo", plus="student_steps=2 tracks=1 --run-dir DEMO"),
         step("end2race validate-data"),
+        step("end2race config show"),
         step("end2race doctor"),
         step(_EXPORT),
         step("end2race train-teacher", plus=_DRIVER),

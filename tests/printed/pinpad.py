@@ -71,6 +71,12 @@ PINPAD = Chain(
         step("pinpad boundaries eval RUN", plus="--on EPISODES --permutations 99"),
         step("pinpad boundaries draw RUN"),
         step("pinpad sweep", plus=f"{_SWEEP} wm_only=true --logroot LOGROOT"),
+        step(
+            "pinpad boundaries eval LOGROOT/heldout --event background --permutations 999 "
+            "--scores detect=LOGROOT/pinpad_vta_detect_seed0/evaluation/scores/posterior",
+            run="pinpad boundaries eval LOGROOT/heldout --event background --permutations 99 "
+            "--scores force=LOGROOT/pinpad_vta_force0_t1_seed0/evaluation/scores/posterior",
+        ),
         step("pinpad monitor [LOGROOT]", "pinpad monitor", run="pinpad monitor LOGROOT"),
         step("pinpad stop", run="pinpad stop LOGROOT"),
         step("pinpad report LOGROOT"),

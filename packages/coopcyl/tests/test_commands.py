@@ -12,6 +12,7 @@ from coopcyl.data.depth import DepthSource
 from coopcyl.data.frame_yaml import read_frame
 from coopcyl.data.images import read_png, write_png
 from coopcyl.data.panoramas import PanoramaReader
+from coopcyl.data.synth.write import SynthOptions, write_tree
 from coopcyl.data.tree import AgentFrame, read_tree
 from coopcyl.geometry.panorama import Panorama
 from coopcyl.geometry.rig import opv2v_rig
@@ -49,6 +50,35 @@ def test_commands_without_data_use_the_embedded_one(monkeypatch):
     assert "synthetic vehicle frames were written to data/coopcyl/crossings" in result.stderr
     assert result.stdout.splitlines()[-1] == "passed"
     assert "written" not in call("preview", *SMALL_PANORAMA).stderr
+
+
+def test_an_interrupted_embedded_data_set_is_made_again_and_whole(monkeypatch):
+    small = replace(embedded.OPTIONS, scenarios=2, width=80, vehicles=(1, 1), lidar=(8, 120))
+    monkeypatch.setattr(embedded, "OPTIONS", small)
+    with monkeypatch.context() as patched:
+        patched.setattr(embedded, "write_tree", write_one_and_be_interrupted)
+        assert CliRunner().invoke(app, ["preview", *SMALL_PANORAMA]).exit_code == 130
+    assert list(embedded.ROOT.iterdir()) == []
+    call("preview", *SMALL_PANORAMA)
+    assert len({f.scenario for f in read_tree(embedded.ROOT, "train").frames}) == 2
+
+
+def write_one_and_be_interrupted(root: Path, options: SynthOptions) -> int:
+    write_tree(root, replace(options, scenarios=1))
+    raise KeyboardInterrupt
+
+
+def test_of_two_that_make_the_embedded_data_set_at_once_both_get_one(monkeypatch):
+    small = replace(embedded.OPTIONS, scenarios=1, width=80, vehicles=(1, 1), lidar=(8, 120))
+    monkeypatch.setattr(embedded, "OPTIONS", small)
+    monkeypatch.setattr(embedded, "write_tree", write_beside_another)
+    call("preview", *SMALL_PANORAMA)
+    assert [path.name for path in embedded.ROOT.iterdir()] == ["train"]
+
+
+def write_beside_another(root: Path, options: SynthOptions) -> int:
+    write_tree(embedded.ROOT, options)
+    return write_tree(root, options)
 
 
 def test_a_data_set_that_fails_gives_exit_code_three(small_root):

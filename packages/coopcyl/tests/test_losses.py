@@ -244,6 +244,6 @@ def test_the_best_confidence_is_alpha_over_the_loss():
     values = torch.tensor([0.02, 0.1], dtype=torch.float64)
     confidence = torch.tensor([10.0, 2.0], dtype=torch.float64, requires_grad=True)
     mask = torch.ones(2, dtype=torch.bool)
-    confident_loss(values, confidence, mask).backward()
+    confident_loss(values, confidence, mask, 0.2).backward()
     assert confidence.grad is not None
     assert confidence.grad.abs().max().item() == pytest.approx(0, abs=1e-12)

@@ -22,7 +22,7 @@ from coopcyl.models.mapanything import (
     true_geometry,
 )
 from coopcyl.models.options import MapAnythingOptions
-from coopcyl.models.predict import predict
+from coopcyl.models.predict import predict, range_along_rays
 from coopcyl.overall_loss import overall_loss
 from coopcyl.training_run import run_training
 from loom.errors import UserError
@@ -43,6 +43,14 @@ class StandIn(nn.Module):
         self.dense = nn.Conv2d(8, 3 * 14 * 14, 1)
         self.pose = nn.Linear(8, 7)
         self.scale = nn.Parameter(torch.tensor(2.0))
+        self.geometric_input_config = {
+            "overall_prob": 0.9,
+            "dropout_prob": 0.05,
+            "ray_dirs_prob": 0.5,
+            "depth_prob": 0.5,
+            "cam_prob": 0.5,
+            "sparse_depth_prob": 0.5,
+        }
 
     @classmethod
     def from_pretrained(cls, name: str) -> "StandIn":
@@ -55,7 +63,11 @@ class StandIn(nn.Module):
         for view in views:
             assert view.keys() == SENT
             rays = view["ray_directions_cam"]
-            tokens = self.embed(torch.cat([view["img"], rays.permute(0, 3, 1, 2)], dim=1))
+            chances = self.geometric_input_config
+            used = chances["overall_prob"] * (1 - chances["dropout_prob"])
+            given = (torch.rand(len(rays)) < used * chances["ray_dirs_prob"]).float()
+            seen = given[:, None, None, None] * rays.permute(0, 3, 1, 2)
+            tokens = self.embed(torch.cat([view["img"], seen], dim=1))
             dense = nn.functional.pixel_shuffle(self.dense(tokens), 14)
             numbers = self.pose(tokens.mean(dim=(2, 3)))
             factor = self.scale.exp().expand(len(rays), 1)
@@ -84,9 +96,17 @@ class StandIn(nn.Module):
 
 
 @pytest.fixture
-def model() -> MapAnythingAdapter:
+def installed(monkeypatch) -> None:
+    module = ModuleType("mapanything.models")
+    module.MapAnything = StandIn
+    monkeypatch.setitem(sys.modules, "mapanything", ModuleType("mapanything"))
+    monkeypatch.setitem(sys.modules, "mapanything.models", module)
+
+
+@pytest.fixture
+def model(installed) -> MapAnythingAdapter:
     torch.manual_seed(0)
-    return MapAnythingAdapter(StandIn()).eval()
+    return load_mapanything(MapAnythingOptions()).eval()
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +160,38 @@ def test_predictions_are_the_models_poses_relative_to_the_first_view(model, batc
     assert not found.pairs
 
 
+def test_the_rays_are_used_every_time_and_never_a_pose_or_a_depth(model, batch):
+    first = model(batch.views, 2)
+    for _ in range(5):
+        torch.testing.assert_close(model(batch.views, 2)[1]["pts3d"], first[1]["pts3d"])
+    turned = batch.views._replace(rays=batch.views.rays.flip(-1))
+    key = "depth_along_ray"
+    assert not torch.allclose(model(turned, 2)[1][key], first[1][key])
+    chances = model.inner.geometric_input_config
+    assert chances["depth_prob"] == chances["cam_prob"] == 0
+
+
+def test_a_version_that_cannot_be_told_to_use_rays_is_refused(installed, monkeypatch):
+    monkeypatch.setattr(StandIn, "from_pretrained", lambda name: nn.Linear(1, 1))
+    with pytest.raises(UserError, match="geometric_input_config"):
+        load_mapanything(MapAnythingOptions())
+
+
+def test_central_depths_are_judged_as_distances_from_the_camera_of_each_pixel(batch):
+    truth = true_geometry(batch.views, batch.truth.range_m, batch.truth.poses)
+    exact = {
+        "depth_along_ray": truth.depth_along_ray[:1, 1],
+        "pts3d_cam": truth.points_own[:1, 1],
+    }
+    origins = batch.views.origins[1].permute(1, 2, 0).numpy()
+    wanted = batch.truth.range_m[1].numpy()
+    valid = wanted > 0
+    found = range_along_rays(exact, origins)
+    np.testing.assert_allclose(found[valid], wanted[valid], atol=1e-3)
+    central = exact["depth_along_ray"][0, ..., 0].numpy()
+    assert np.abs(central - wanted)[valid].max() > 1
+
+
 def test_lengths_of_a_prediction_are_free_of_its_metric_factor(model, batch):
     found = model(batch.views, 2)
     geometry = found_geometry(found)
@@ -157,10 +209,29 @@ def test_the_notes_loss_falls_by_its_own_gradient(model, batch):
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-    for name in ("points", "points_own", "depth", "translations", "scale"):
+    for name in ("points_own", "depth", "translations", "scale"):
         assert rows[-1][name] < 0.9 * rows[0][name], name
+    assert rows[-1]["points"] < rows[0]["points"]
     assert {"points", "quaternions", "translations", "scale", "mask"} <= losses.terms.keys()
     assert losses.terms["mask"].weight == 0.3
+
+
+def test_the_notes_loss_teaches_confidence_and_survives_a_set_without_depth(model, batch):
+    ranges = batch.truth.range_m.clone()
+    ranges[:2] = 0  # both views of the first set
+    blind = batch._replace(truth=batch.truth._replace(range_m=ranges))
+    alone = SetBatch(
+        type(batch.views)(*(each[2:] for each in batch.views)),
+        type(batch.truth)(*(each[2:] for each in batch.truth[:3]), batch.truth.poses[1:]),
+        batch.keys[2:],
+        2,
+    )
+    losses, without = (overall_loss(model, each, OverallLossOptions()) for each in (blind, alone))
+    for name in ("points", "points_own", "depth", "translations", "scale"):
+        torch.testing.assert_close(losses.terms[name].value, without.terms[name].value)
+    losses.terms["points"].value.backward()
+    channel = model.inner.dense.bias.grad[14 * 14 : 2 * 14 * 14]  # the one that confidence is from
+    assert channel.abs().max() > 0
 
 
 def test_other_sizes_are_refused_with_those_that_fit(batch):
@@ -182,14 +253,6 @@ def test_without_mapanything_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "mapanything.models", None)
     with pytest.raises(UserError, match="needs MapAnything"):
         load_mapanything(MapAnythingOptions())
-
-
-@pytest.fixture
-def installed(monkeypatch) -> None:
-    module = ModuleType("mapanything.models")
-    module.MapAnything = StandIn
-    monkeypatch.setitem(sys.modules, "mapanything", ModuleType("mapanything"))
-    monkeypatch.setitem(sys.modules, "mapanything.models", module)
 
 
 def test_weights_that_are_not_there_are_named(installed):

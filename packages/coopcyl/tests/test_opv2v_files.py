@@ -62,6 +62,16 @@ def test_a_frame_holds_what_the_file_says(frame_path, content):
     assert frame.speed_kmh == content["ego_speed"]
 
 
+def test_numbers_may_have_an_exponent_and_no_point(content):
+    content["lidar_pose"] = [1.5, -2.5, 3.5, 4.5, 5.5, 6.5]
+    text = yaml.safe_dump(content)
+    for number, written in (("1.5", "1e-05"), ("-2.5", "-2E+1"), ("3.5", "3e2")):
+        assert f"- {number}\n" in text
+        text = text.replace(f"- {number}\n", f"- {written}\n")
+    lidar = parse_frame(text.encode(), Path("a/000069.yaml")).lidar_cords
+    assert lidar == (1e-05, -20.0, 300.0, 4.5, 5.5, 6.5)
+
+
 def test_corners_of_a_vehicle_stand_on_the_ground_round_its_location(frame_path, content):
     vehicle = read_frame(frame_path).vehicles[0]
     corners = vehicle.corners()

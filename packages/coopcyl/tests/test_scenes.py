@@ -28,6 +28,7 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 PANORAMA = Panorama(128, 32, "equirect_band", -42, 42)
+TINY = CylNetOptions(widths=(8, 8, 8), token_width=8, descriptor=4, range_bins=8)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +116,7 @@ def test_the_summary_has_the_errors_of_the_poses_on_the_page(small_root, tmp_pat
     frame = read_tree(small_root, "train").frames[0]
     reader = PanoramaReader(PANORAMA, DepthSource("npy"), 60.0)
     seen = [see(agent, reader) for agent in frame.agents[:2]]
-    options = CylNetOptions(widths=(8, 8, 8), token_width=8, descriptor=4, range_bins=8)
-    model = CylNet(options, 32, 128, torch.Generator().manual_seed(0)).eval()
+    model = CylNet(TINY, 32, 128, torch.Generator().manual_seed(0)).eval()
     found = predict(model, stack([view_input(each.view) for each in seen]))
     page = write_scene(frame, seen, tmp_path, found)
     scene, summary = (
@@ -130,6 +130,20 @@ def test_the_summary_has_the_errors_of_the_poses_on_the_page(small_root, tmp_pat
     assert summary["vehicles"][str(frame.agents[0].agent)]["trans_err_m"] == 0
     points = np.load(tmp_path / "views" / f"{page.stem}_{frame.agents[1].agent}_points.npy")
     assert points.shape == (32, 128, 3)
+
+
+def test_a_scene_without_any_surface_in_range_still_has_a_summary(small_root, tmp_path):
+    frame = read_tree(small_root, "train").frames[0]
+    reader = PanoramaReader(PANORAMA, DepthSource("npy"), 0.5)
+    seen = [see(agent, reader) for agent in frame.agents]
+    model = CylNet(TINY, 32, 128, torch.Generator().manual_seed(0)).eval()
+    page = write_scene(
+        frame, seen, tmp_path, predict(model, stack([view_input(each.view) for each in seen]))
+    )
+    summary = json.loads((tmp_path / f"{page.stem}_summary.json").read_text())
+    for facts in summary["vehicles"].values():
+        assert facts["gt_mask_mean"] == 0
+        assert "bce_over_entropy" not in facts
 
 
 def test_viz_writes_the_page_of_a_time(small_root, tmp_path, monkeypatch):

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from coopcyl import judging
+from coopcyl.cli import app
 from coopcyl.data.frame_yaml import read_frame
 from coopcyl.data.synth.write import SynthOptions, write_tree
 from coopcyl.data.tree import read_tree
-from coopcyl.evaluate import Evaluation, confidence_curve, evaluation_sets
+from coopcyl.evaluate import Evaluation, confidence_curve, evaluation_sets, predict_sample
 from coopcyl.geometry.carla import cords_from_pose, pose_from_cords
-from coopcyl.judging import Question, shuffled
+from coopcyl.judging import Question, run_predictions, shuffled
+from coopcyl.pages import write_report
 from coopcyl.restore import restore_model
 from coopcyl.train_config import TrainConfig
 from coopcyl.training_run import GROUPS, run_training
@@ -23,6 +26,7 @@ from loom.checkpoint import Checkpoints
 from loom.config import resolve
 from loom.errors import UserError
 from loom.record import read_records
+from typer.testing import CliRunner
 
 TRAINING = Path(__file__).with_name("train_in_group.py")
 TINY = (
@@ -87,6 +91,18 @@ def test_a_training_leaves_metres_beside_their_baselines(trained):
     page = (trained / "report.html").read_text()
     assert "identity" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_page_of_another_threads_run_or_of_no_run_is_not_touched(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "other")
+    facts = tmp_path / "other" / "run.json"
+    facts.write_text(facts.read_text().replace('"thread": "coopcyl"', '"thread": "pinpad"'))
+    (tmp_path / "other" / "report.html").write_text("its own")
+    with pytest.raises(UserError, match="a run of pinpad"):
+        write_report(tmp_path / "other")
+    assert (tmp_path / "other" / "report.html").read_text() == "its own"
+    with pytest.raises(UserError, match="there is no run"):
+        write_report(tmp_path)
 
 
 def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(trained, town, tmp_path):
@@ -259,6 +275,42 @@ def test_the_confidence_curve_takes_the_most_confident_first():
 def test_predictions_beside_the_poses_of_others_are_no_better_than_chance():
     found = shuffled(rows([0.0, 0.0, 0.0], [1, 1, 1]))
     np.testing.assert_array_equal(found.trans_err_m(), [20, 10, 10])
+
+
+def test_shuffled_poses_are_of_another_set_with_several_vehicles_too():
+    found = replace(rows([0.0] * 5, [1] * 5), sets=np.array([0, 0, 1, 1, 2]))
+    beside = shuffled(found)
+    for row, true in enumerate(beside.truths):
+        origin = np.nonzero(found.truths[:, 0, 3] == true[0, 3])[0][0]
+        assert found.sets[origin] != found.sets[row]
+    with pytest.raises(UserError, match="1 sets are too few"):
+        shuffled(replace(found, sets=np.zeros(5, int)))
+
+
+def test_predictions_are_of_all_vehicles_at_every_time_unless_asked_for_less(trained, tmp_path):
+    everything, some = tmp_path / "new" / "all.jsonl", tmp_path / "some.jsonl"
+    run_predictions(Question(trained, split="train"), everything)
+    run_predictions(Question(trained, ["dataset.val.max_sets_per_epoch=1"]), some)
+    header, *lines = map(json.loads, everything.read_text().splitlines())
+    assert header["split"] == "train"
+    assert [len(each["vehicles"]) for each in lines] == [3, 3, 3, 3]
+    for each in lines:
+        assert each["vehicles"][str(each["reference"])]["cam_trans"] == [0, 0, 0]
+    assert len(some.read_text().splitlines()) == 2
+
+
+def test_parity_holds_and_a_prediction_of_another_path_is_noticed(trained, monkeypatch):
+    result = CliRunner().invoke(app, ["parity", str(trained), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["equal"]
+
+    def darker(model, sample, solver):
+        return predict_sample(model, replace(sample, rgb=0.9 * sample.rgb), solver)
+
+    monkeypatch.setattr(judging, "predict_sample", darker)
+    result = CliRunner().invoke(app, ["parity", str(trained), "--json"])
+    assert result.exit_code == 3
+    assert not json.loads(result.stdout)["equal"]
 
 
 def test_gps_is_left_out_where_one_vehicle_has_none():

@@ -2,10 +2,14 @@
 
 import shutil
 import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from coopcyl.data import panoramas
 from coopcyl.data.cache import StitchedCache
 from coopcyl.data.depth import DepthSource
 from coopcyl.data.errors import DataError
@@ -93,14 +97,44 @@ def test_a_scenario_without_one_camera_is_used_and_its_mask_says_so(root):
     assert not middle[(right > 1.0) & (right < 2.2)].any()
 
 
-def test_the_skip_list_takes_out_frames_and_scenarios(root, tmp_path):
+def test_the_skip_list_takes_out_frames_vehicles_and_scenarios(root, tmp_path):
     frame = first(root)
-    other = next(f for f in read_tree(root, "train").frames if f.scenario != frame.scenario)
-    (tmp_path / "skip.txt").write_text(f"{frame}  # blurred\n\n{other.scenario}\n")
+    whole = read_tree(root, "train")
+    other = next(f.scenario for f in whole.frames if f.scenario != frame.scenario)
+    agents = [each for f in whole.frames for each in f.agents]
+    vehicle = next(
+        a.agent for a in agents if a.scenario == frame.scenario and a.agent != frame.agent
+    )
+    lines = f"{frame}  # blurred\n\n{frame.scenario}/{vehicle}\n{other}\n"
+    (tmp_path / "skip.txt").write_text(lines)
     tree = read_tree(root, "train", skip=read_skip_list(tmp_path / "skip.txt"))
-    assert tree.skipped == 2
-    assert {f.scenario for f in tree.frames} == {frame.scenario}
-    assert frame not in {each for f in tree.frames for each in f.agents}
+    kept = [each for f in tree.frames for each in f.agents]
+    assert kept == [
+        a
+        for a in agents
+        if a.scenario == frame.scenario and a.agent != vehicle and str(a) != str(frame)
+    ]
+    assert tree.skipped == len(agents) - len(kept)
+
+
+def test_the_skip_list_takes_out_frames_that_could_not_be_used(root):
+    frame = first(root)
+    (frame.folder / f"{frame.time}_camera2.png").unlink()
+    for place in (str(frame), f"{frame.scenario}/{frame.agent}", frame.scenario):
+        tree = read_tree(root, "train", NPY, skip={place})
+        assert not tree.problems
+        assert tree.skipped >= 1
+        assert frame not in {each for f in tree.frames for each in f.agents}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_data_without_depth_files_says_so_and_what_to_do(root, strict):
+    for path in root.glob("train/*/*/*_depth*"):
+        path.unlink()
+    with pytest.raises(DataError, match="camera0_depth.npy and 3 more are missing") as caught:
+        read_tree(root, "train", NPY, strict=strict)
+    assert "dataset.depth_format=lidar" in caught.value.hint
+    assert read_tree(root, "train", DepthSource("lidar"), strict=strict).frames
 
 
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(root):
@@ -170,6 +204,29 @@ def test_views_stay_in_memory_as_far_as_there_is_room(root, tmp_path):
         np.testing.assert_array_equal(view.rgb, other.rgb)
         np.testing.assert_array_equal(view.range_m, other.range_m)
         np.testing.assert_array_equal(view.pose_world_from_rig, other.pose_world_from_rig)
+
+
+class _Slow(OrderedDict):
+    """Gives another thread time between the question for a key and its use."""
+
+    def __contains__(self, key: object) -> bool:
+        found = super().__contains__(key)
+        time.sleep(0.002)
+        return found
+
+
+def test_two_threads_may_read_vehicles_of_different_rigs(root, monkeypatch):
+    frame = first(root)
+    rigs = [replace(frame, cameras=cameras) for cameras in (frame.cameras, frame.cameras[:2])]
+    reader = PanoramaReader(Panorama(64, 16), NPY)
+    alone = [reader.read(each).coverage for each in rigs]
+    stitched = [reader.stitch(each).rig for each in rigs]
+    monkeypatch.setattr(panoramas, "_TABLES_KEPT", 1)
+    monkeypatch.setattr(reader, "_tables", _Slow())
+    with ThreadPoolExecutor(2) as pool:
+        turns = [pool.submit(reader.table, stitched[i // 2 % 2]) for i in range(60)]
+        for i, turn in enumerate(turns):
+            np.testing.assert_array_equal(turn.result().coverage, alone[i // 2 % 2])
 
 
 def test_other_settings_and_touched_files_never_meet_an_old_entry(root, tmp_path):

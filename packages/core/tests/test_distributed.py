@@ -85,6 +85,11 @@ def test_the_largest_flag_is_agreed_on(group):
     assert [load(group, 2, rank)["exchange"]["agreed"] for rank in range(2)] == [15, 15]
 
 
+def test_every_process_takes_the_first_ones_word_for_the_best_checkpoint(group):
+    for rank in range(2):  # sharded weights take all of them to save: one alone would wait for ever
+        assert load(group, 2, rank)["exchange"]["best"] == [True, False, False, True]
+
+
 def test_uneven_rows_are_gathered_in_order(group):
     for rank in range(2):
         exchange = load(group, 2, rank)["exchange"]
@@ -124,3 +129,15 @@ def test_torchrun_gives_what_one_process_gives(tmp_path, group):
         for place, value in there["weights"].items():
             if place.startswith("/model"):
                 assert torch.equal(here["weights"][place], value), place
+
+
+def test_no_process_of_a_training_that_fails_leaves_before_the_first_has_made_its_page(tmp_path):
+    command = [sys.executable, str(TINY), "leave", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "gate: process 1 left after the page",
+        "value: process 1 left after the page",
+        "early: process 1 left after the page",
+        "alone: process 1 left before the page",
+    ]

@@ -158,3 +158,16 @@ def test_small_shared_memory_and_few_open_files_are_warnings(tmp_path, monkeypat
     assert doctor.check_shared_memory(Path("/nowhere")).level == "ok"
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
     assert doctor.check_open_files().fix == "run `ulimit -n 4096`"
+
+
+def test_a_checkout_that_git_refuses_is_named_with_its_remedy(tmp_path):
+    package = tmp_path / "a b" / "src" / "loom"
+    package.mkdir(parents=True)
+    assert doctor.check_commit(package).level == "ok"
+    (tmp_path / "a b" / ".git").mkdir()  # as good as one that belongs to another user
+    finding = doctor.check_commit(package)
+    assert finding.level == "warn"
+    assert f"safe.directory '{tmp_path / 'a b'}'" in finding.fix
+    here = doctor.check_commit(Path(doctor.__file__).parent)
+    assert here.level == "ok"
+    assert " of " in here.detail or "not a checkout" in here.detail

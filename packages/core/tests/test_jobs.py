@@ -119,6 +119,22 @@ def test_the_memory_limit_counts_the_children_of_a_job(tmp_path):
     assert 1 < jobs["modest"]["peak_mb"] < 100
 
 
+def test_the_memory_of_a_job_without_a_limit_is_not_measured_rather_than_nothing(tmp_path):
+    jobs, _ = run(tmp_path, shell("a", "true"))
+    assert jobs["a"]["peak_mb"] is None
+
+
+@pytest.mark.parametrize("file", ["sweep.json", "status.json"])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"name": "x", "jobs": {"a": 1}}'])
+def test_a_sweep_whose_files_are_foreign_is_not_resumed(tmp_path, file, content):
+    job = shell("a", "true")
+    run(tmp_path, job)
+    (tmp_path / file).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="not what a sweep writes"):
+        list(local().run(Sweep("test", [job]), tmp_path, resume=True))
+    assert (tmp_path / file).read_text(encoding="utf-8") == content
+
+
 # --- jobs that come after others -----------------------------------------------------------------
 
 

@@ -179,6 +179,12 @@ def test_rows_of_another_run_are_refused(tmp_path):
         Records(tmp_path)
 
 
+def test_a_first_metric_cannot_take_the_column_of_the_step(tmp_path):
+    with Records(tmp_path) as records, pytest.raises(ValueError, match="share the column 'step'"):
+        records.record(0, {"metric/step": 1.0})
+    assert read_records(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("step", "metrics", "message"),
     [

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import os
 import subprocess
@@ -9,7 +8,7 @@ from typing import ClassVar
 import pytest
 from loom import provenance, run_directory
 from loom import run as run_module
-from loom.config import Config, read_yaml, resolve
+from loom.config import Config, resolve
 from loom.errors import GateMissed, UserError
 from loom.progress import read_status
 from loom.record import read_records
@@ -126,69 +125,23 @@ def test_the_digest_of_uncommitted_changes_follows_them(tmp_path):
     assert len({state["commit"] for state in seen if state}) == 1
 
 
-def test_resume_goes_on_and_forgets_what_came_after_the_checkpoint(finished):
-    with opened(finished, resume=True) as run:
-        assert run.resumed
-        run.resume_at(50)
-        run.record(75, {"loss/total": -1.0})
-    rows = [(row["step"], row["loss/total"]) for row in read_records(finished)]
-    assert rows == [(0, 1.0), (50, 0.75), (75, -1.0)]
-    assert facts(finished)["resumes"][0]["step"] == 50
-
-
-def test_resume_without_a_checkpoint_keeps_every_record(finished):
-    with opened(finished, resume=True) as run:
-        run.record(150, {"loss/total": 0.1})
-    assert [row["step"] for row in read_records(finished)] == [0, 50, 100, 150]
-
-
-def test_resume_refuses_other_settings_and_names_them(finished):
-    before = digest(finished)
-    with pytest.raises(UserError, match=r"train\.lr: 0\.0005 -> 0\.001") as caught:
-        opened(finished, resume=True, overrides=["train.lr=1e-3", "seed=1"])
-    assert "seed: 2025 -> 1" in caught.value.message
-    assert digest(finished) == before
-
-
-def test_resume_takes_a_setting_that_may_change_and_notes_it(finished):
-    with opened(finished, resume=True, overrides=["train.max_steps=60000"]) as run:
-        assert run.config.train.max_steps == 60_000
-    assert facts(finished)["resumes"][0]["changed"] == ["train.max_steps: 50000 -> 60000"]
-    assert read_yaml(finished / "config.yaml")["train"]["max_steps"] == 60_000
-    assert facts(finished)["config"]["train"]["max_steps"] == 60_000
-
-
-def test_resume_refuses_another_checkout_and_names_it(finished, monkeypatch):
-    other = provenance.packages("featdistill")
-    was, other["featdistill"]["path"] = other["featdistill"]["path"], "/other/featdistill"
-    monkeypatch.setattr(provenance, "packages", lambda thread: other)
-    with pytest.raises(UserError, match="package featdistill: ") as caught:
-        opened(finished, resume=True)
-    assert f'"{was}" -> "/other/featdistill"' in caught.value.message
-
-
-def test_resume_warns_of_another_machine(finished, monkeypatch):
-    here = provenance.machine()
-    monkeypatch.setattr(provenance, "machine", lambda: here | {"host": "elsewhere"})
-    with opened(finished, resume=True):
+def test_a_value_that_was_overridden_is_said_and_is_no_warning(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 7\n", encoding="utf-8")
+    options = {"directory": tmp_path / "run"}
+    with Run.open("featdistill", Settings, file, ["seed=8"], **options):
         pass
-    assert any('-> "elsewhere"' in warning for warning in facts(finished)["warnings"])
+    assert "seed: 7" in capsys.readouterr().out
+    assert "-> 8 (override)" in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+    assert facts(tmp_path / "run")["warnings"] == []
 
 
-def test_resume_refuses_other_data_and_names_both(tmp_path):
-    data, directory = tmp_path / "scene.bin", tmp_path / "run"
-    data.write_bytes(b"one")
-    with opened(directory) as run:
-        assert run.use("data", data) == hashlib.sha256(b"one").hexdigest()
-        run.use("teacher", "ab" * 32)
-    with opened(directory, resume=True) as run:
-        run.use("data", data)
-        with pytest.raises(UserError, match=r"teacher: sha256 abab.* -> sha256 cdcd"):
-            run.use("teacher", "cd" * 32)
-        data.write_bytes(b"two")
-        with pytest.raises(UserError, match=r"data: .*scene\.bin \(sha256 7692.*\) -> .*3fc4"):
-            run.use("data", data)
-    assert facts(directory)["parents"]["teacher"]["sha256"] == "ab" * 32
+@pytest.mark.parametrize("script", ["/x/bin/pinpad", "/x/packages/pinpad/src/pinpad/__main__.py"])
+def test_the_command_is_told_as_it_was_called(tmp_path, monkeypatch, script):
+    monkeypatch.setattr(sys, "argv", [script, "train", "seed=1 2"])
+    with opened(tmp_path):
+        pass
+    assert facts(tmp_path)["command"] == "pinpad train 'seed=1 2'"
 
 
 def test_the_digest_of_a_folder_covers_names_and_contents(tmp_path):
@@ -254,6 +207,26 @@ def test_how_a_run_ended_stands_in_its_directory(tmp_path, error, state, reason)
     assert ("Traceback" in log) == isinstance(error, ZeroDivisionError)
 
 
+def test_a_missed_gate_leaves_a_page_that_says_so(tmp_path, monkeypatch):
+    def miss(directory: Path) -> None:
+        with opened(directory) as run:
+            run.record(1, {"metric/psnr_db": 9.6})
+            raise GateMissed("psnr_db = 9.6 is not >= 22.5: student is blank")
+
+    with pytest.raises(GateMissed):
+        miss(tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "This run missed a gate: psnr_db = 9.6" in page
+
+    def broken(directory: Path):
+        raise ZeroDivisionError("a bug in the page")
+
+    monkeypatch.setattr("loom.report_run.run_report", broken)
+    with pytest.raises(GateMissed):
+        miss(tmp_path / "other")
+    assert "no page: ZeroDivisionError" in (tmp_path / "other" / "log.txt").read_text()
+
+
 def test_a_loop_that_stopped_early_says_so_itself(tmp_path):
     with opened(tmp_path) as run:
         run.status(state="stopped", reason="SIGTERM at step 40")
@@ -266,13 +239,14 @@ def test_status_and_log_follow_the_progress(tmp_path, capsys):
         run.info("loading teacher frames 40/200")
         report = run.progress("蒸留", 10)
         report.update(10, "loss 0.5")
-        run.record(10, {"metric/psnr_db": float("inf")})
+        run.record(10, {"metric/psnr_db": float("inf"), "loss/total": 2.0})
+        run.record(11, {"loss/total": 1.0})
     out = capsys.readouterr().out.splitlines()
     assert out[1] == "loading teacher frames 40/200"
     assert out[-1].startswith("(蒸留) [10/10]: 100%|")
     status = read_status(tmp_path)
     assert (status["phase"], status["step"], status["total"]) == ("蒸留", 10, 10)
-    assert status["metrics"] == {"metric/psnr_db": "Infinity"}
+    assert status["metrics"] == {"metric/psnr_db": "Infinity", "loss/total": 1.0}  # the newest
     log = (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert [line for line in out if line not in log] == []
 
@@ -418,17 +392,6 @@ def test_a_damaged_run_json_is_an_error(finished):
         opened(finished, resume=True)
 
 
-def test_resume_and_archive_exclude_each_other(tmp_path):
-    with pytest.raises(UserError, match="not both"):
-        opened(tmp_path, resume=True, archive=True)
-
-
-def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path):
-    with pytest.raises(UserError, match=r"there is no run|no such file"):
-        opened(tmp_path / "typo", resume=True, source=resolve(Settings))
-    assert not (tmp_path / "typo").exists()
-
-
 def test_moving_a_run_aside_keeps_every_file_and_refuses_a_running_one(tmp_path):
     old = tmp_path / "run"
     old.mkdir()
@@ -439,9 +402,3 @@ def test_moving_a_run_aside_keeps_every_file_and_refuses_a_running_one(tmp_path)
     assert (moved / "metrics.jsonl").read_text() == "{}"
     with opened(old), pytest.raises(UserError, match="is running in it"):
         run_directory.move_aside(old)
-
-
-def test_a_run_that_ended_at_once_asks_for_its_configuration_again(tmp_path):
-    (tmp_path / ".lock").touch()
-    with pytest.raises(UserError, match="before it had written its configuration"):
-        opened(tmp_path, resume=True)

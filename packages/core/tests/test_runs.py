@@ -1,6 +1,7 @@
 """Runs are listed, followed, compared and packed from their directories alone, in any state."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 from loom.__main__ import app
 from loom.comparison import compare, comparison_report
+from loom.drawing import print_table
 from loom.errors import UserError
 from loom.files import write_json
+from loom.report import Report
 from loom.report_index import write_index
 from loom.runs import find_runs, shown_age, summary
 from loom.snapshot import snapshot
@@ -164,6 +167,22 @@ def seeds(folder: Path, name: str, values: list[float], width: int = 4, first: i
     return folder
 
 
+def test_what_programs_are_told_is_strict_json_though_a_metric_is_infinite(tmp_path, capsys):
+    for name in ("a", "b"):
+        write_records(write_run(tmp_path / name), {"metric/psnr_db": "Infinity"})
+    result = runner.invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"])
+    print_table(("name", "psnr_db"), [("a", math.inf), ("b", math.nan)], as_json=True)
+    table = capsys.readouterr().out
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    told = json.loads(result.stdout, parse_constant=refuse)
+    assert told["metrics"][0]["first"] == "Infinity"
+    shown = json.loads(table, parse_constant=refuse)
+    assert [row["psnr_db"] for row in shown] == ["Infinity", "NaN"]
+
+
 def test_folders_of_seeds_are_compared_by_their_means_with_intervals(tmp_path):
     first = seeds(tmp_path / "narrow", "run", [1.0, 2.0, 3.0])
     second = seeds(tmp_path / "wide", "run", [5.0, 5.0, 5.0], width=8, first=7)
@@ -236,6 +255,34 @@ def test_the_index_links_every_run_and_keeps_the_reports_of_the_threads(tmp_path
     assert "<html" in (damaged / "report.html").read_text()
     (tmp_path / "empty").mkdir()
     assert runner.invoke(app, ["report", "--all", str(tmp_path / "empty")]).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["report", "watch"])
+def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path, command):
+    (tmp_path / "thesis.tex").write_text("x")
+    result = runner.invoke(app, [command, str(tmp_path)])
+    assert result.exit_code == 2
+    assert "is not a run's directory" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_whose_folder_cannot_be_written_stands_in_the_index_without_a_link(
+    tmp_path, monkeypatch
+):
+    for name in ("mine", "theirs"):
+        write_run(tmp_path / name)
+    written = Report.write
+
+    def refused(report: Report, path: Path) -> Path:
+        if path.parent.name == "theirs":
+            raise UserError(f"{path}: read-only file system")
+        return written(report, path)
+
+    monkeypatch.setattr(Report, "write", refused)
+    page = write_index(tmp_path).read_text()
+    assert 'href="mine/report.html"' in page
+    assert "theirs" in page
+    assert "theirs/report.html" not in page
 
 
 def test_the_index_tells_the_seeds_of_two_conditions_apart(tmp_path):

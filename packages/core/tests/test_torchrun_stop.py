@@ -1,4 +1,4 @@
-"""A live `torchrun` that is told to end: a checkpoint at a step's end, an exact resume."""
+"""A live `torchrun` that is told to end, or misses a gate: what process 0 leaves is whole."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ PAUSE_S = 1.5  # a step is longer than the second within which two signals are t
 
 
 @contextmanager
-def torchrun(run: Path, pause_s: float) -> Generator[subprocess.Popen]:
+def torchrun(mode: str, run: Path, option: object) -> Generator[subprocess.Popen]:
     """Start or resume a training of two processes; what is left of it at the end is killed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     process = subprocess.Popen(
-        [*command, str(TINY), "stoppable", str(run), str(pause_s)],
+        [*command, str(TINY), mode, str(run), str(option)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -46,7 +46,7 @@ def torchrun(run: Path, pause_s: float) -> Generator[subprocess.Popen]:
 
 def finish(run: Path) -> dict:
     """Let a training run to its end; return its last checkpoint, without how fast it was."""
-    with torchrun(run, 0.0) as process:
+    with torchrun("stoppable", run, 0.0) as process:
         output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     newest = Checkpoints(run / "checkpoints").load_newest()
@@ -80,7 +80,7 @@ def undisturbed(tmp_path_factory) -> dict:
 def test_both_processes_stop_at_one_step_with_a_checkpoint_and_the_resume_is_exact(
     tmp_path, undisturbed, told
 ):
-    with torchrun(tmp_path / "run", PAUSE_S) as process:
+    with torchrun("stoppable", tmp_path / "run", PAUSE_S) as process:
         ranks = processes_of(tmp_path, process)
         for pid in [process.pid] if told == "torchrun" else ranks:
             os.kill(pid, signal.SIGTERM)
@@ -93,3 +93,13 @@ def test_both_processes_stop_at_one_step_with_a_checkpoint_and_the_resume_is_exa
     assert 1 <= step < 40
     assert status["reason"].startswith(f"SIGTERM at step {step}; its checkpoint is saved")
     assert tiny.differing(undisturbed, finish(tmp_path / "run")) == []
+
+
+def test_a_missed_gate_leaves_its_state_and_the_page_that_comes_after_it(tmp_path):
+    with torchrun("fails", tmp_path / "run", "gate") as process:
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output
+    assert "metric/error" in output
+    status = json.loads((tmp_path / "run" / "status.json").read_text(encoding="utf-8"))
+    assert status["state"] == "gate_missed"
+    assert (tmp_path / "run" / "report.html").exists()

@@ -2,9 +2,11 @@
 
 As a script it imports torch once and runs every training in a forked child, so that a kill costs no
 import: `tiny_training.py kill DIR KILLS SEED`, `tiny_training.py group DIR WORLD`. Torchrun starts
-`tiny_training.py train DIR` and `tiny_training.py stoppable RUN PAUSE`.
+`tiny_training.py train DIR`, `tiny_training.py stoppable RUN PAUSE` and
+`tiny_training.py fails RUN HOW`; `tiny_training.py leave DIR` fails in every way without torchrun.
 """
 
+import atexit
 import importlib
 import os
 import random
@@ -12,18 +14,23 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-from loom import distributed
+from loom import distributed, farewell
 from loom.config import Config, resolve
+from loom.errors import UserError
+from loom.gates import Gate
+from loom.ledger import Ledger
 from loom.loop import Every, FitResult, Losses, Shard, Term, TrainState, fit
 from loom.run import Run
 from loom.sampling import draw_rng, epoch_indices
 from loom.schedule import WarmupCosine
 from torch import nn
+from torch.distributed import TCPStore
 
 SAMPLES, BATCH = 37, 8
 
@@ -129,7 +136,8 @@ def train(
         options.setdefault("lr", WarmupCosine(1e-2, warmup=5, total=run.config.steps).at)
         options.setdefault("steps", run.config.steps)
         options.setdefault("evaluate", Every(10, lambda model: {"metric/weight": norm(model)}))
-        result = fit(run, state, batch=batch, loss=loss, after_step=count, **options)
+        options.setdefault("loss", loss)
+        result = fit(run, state, batch=batch, after_step=count, **options)
         return state, result
 
 
@@ -256,6 +264,64 @@ def train_stoppable(directory: Path, pause_s: float) -> None:
         train(directory, resume=directory.exists(), before_step=slow)
 
 
+def train_to_fail(directory: Path, how: str, page_s: float) -> None:
+    """Fail as `how` says; process 0 then takes its time for a page, as commands do."""
+    rank = int(os.environ["RANK"])
+
+    def spoil(step: int) -> None:
+        if how == "alone" and rank == 1:
+            raise RuntimeError("process 1 fails alone")
+        if how == "alone":
+            time.sleep(60)
+
+    def loss(model: nn.Module, pair: tuple, step: int) -> Losses:
+        return Losses({"fit": Term(model(pair[0]).mean() * float("nan"))})
+
+    ways = {
+        "gate": {"gates": [Gate("metric/error", "<=", 0.0)]},
+        "value": {"loss": loss},
+        "early": {"steps": None},
+        "alone": {"before_step": spoil},
+    }
+    try:
+        train(directory, noise=False, **ways[how])
+    finally:
+        if rank == 0:
+            time.sleep(page_s)
+            (directory / "report.html").touch()
+
+
+def leave_in_every_way(directory: Path) -> None:
+    """Let two processes fail in each way and print which was still there when the other had ended.
+
+    This process is what torchrun's agent is to them: it keeps the store.
+    """
+    farewell.HEARING_S = 1.0
+
+    def work(how: str, rank: int, port: int) -> None:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        try:
+            train_to_fail(directory / how, how, page_s=1.0)
+        except (UserError, RuntimeError, TypeError):
+            pass
+        finally:
+            atexit._run_exitfuncs()
+
+    for how in ("gate", "value", "early", "alone"):
+        store = TCPStore("127.0.0.1", 0, is_master=True)
+        pids = [
+            in_child(lambda rank=rank, how=how, store=store: work(how, rank, store.port))
+            for rank in range(2)
+        ]
+        os.waitpid(pids[1], 0)
+        page = (directory / how / "report.html").exists()
+        print(f"{how}: process 1 left {'after' if page else 'before'} the page")
+        os.kill(pids[0], signal.SIGKILL)
+        os.waitpid(pids[0], 0)
+
+
 def exchange(shard: Shard) -> dict:
     """Call everything that talks to other processes with values known in closed form."""
     parameters = [torch.zeros(n, requires_grad=True) for n in ((2, 3), (1,), (4,))]
@@ -274,7 +340,17 @@ def exchange(shard: Shard) -> dict:
         "agreed": distributed.agree(15 if shard.rank else 2),
         "gathered": distributed.gather(rows),
         "mean": distributed.mean(torch.tensor([float(shard.rank), 10.0])),
+        "best": best_so_far(shard, ({"m": 1.0}, {"m": 0.5}, {}, {"m": 2.0})),
     }
+
+
+def best_so_far(shard: Shard, found: Sequence[dict[str, float]]) -> list[bool]:
+    """Ask which record is the best so far, where process 1 has measured the opposite."""
+    run = SimpleNamespace(dir=Path(), warn=print, is_main=shard.rank == 0)
+    ledger = Ledger(run, SimpleNamespace(sharded=False), (), (), 2, "m")
+    ledger._best = 0.75
+    sign = 1.0 if shard.rank == 0 else -1.0
+    return [ledger.improves({key: sign * value for key, value in row.items()}) for row in found]
 
 
 def train_group(directory: Path, world: int) -> None:
@@ -310,5 +386,9 @@ if __name__ == "__main__":
         train_member(place)
     elif mode == "stoppable":
         train_stoppable(place, float(sys.argv[3]))
+    elif mode == "fails":
+        train_to_fail(place, sys.argv[3], page_s=10.0)
+    elif mode == "leave":
+        leave_in_every_way(place)
     else:
         train_group(place, int(sys.argv[3]))

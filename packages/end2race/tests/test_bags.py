@@ -121,7 +121,8 @@ class Recording:
             time = BEGIN + i * PERIOD
             yield "/points", time, self.cloud(time, self.clouds[i], padding=7)
             yield "/scan", time, self.scan(time, [1.0, 2.0 + i, 99.0])
-            yield "/drive", time + 10**7, self.drive(time + 10**7, 0.1 * i, 3.0 + i)
+            for late in (-3 * 10**7, 10**7):  # commands come more often than frames
+                yield "/drive", time + late, self.drive(time + late, 0.1 * i, 3.0 + i)
             if i != 2:
                 yield "/odom", time - 2 * 10**7, self.odometry(time - 2 * 10**7, 2.0 + i)
             yield "/camera", time + 10**6, self.compressed(time + 10**6, self.pictures[i])
@@ -187,7 +188,7 @@ def test_images_are_taken_over_with_a_calibration(recorded, tmp_path, topic):
     named = ("--src", path, "--lidar-topic", "/points", "--image-topic", topic)
     run(*named, "--out", tmp_path / "o", "--calibration", tmp_path / "c.json")
     segment, _ = stored(tmp_path / "o")
-    for name, picture in zip(segment.image_files, recording.pictures, strict=True):
+    for name, picture in zip(segment.image_files, recording.pictures[1:], strict=True):
         assert np.array_equal(read_image(segment.directory / name, 16, 8), picture)
     assert "no camera is calibrated" in run(*named, "--out", tmp_path / "without")
     write_calibration(tmp_path / "d.json", level_camera(20, 8, 9.0, (0, 0, 0)), IDENTITY)
@@ -195,12 +196,15 @@ def test_images_are_taken_over_with_a_calibration(recorded, tmp_path, topic):
     assert "16 x 8 pixels" in refused
 
 
-def test_a_scan_becomes_points_and_the_speed_is_the_command_before(recorded, tmp_path):
+def test_a_scan_becomes_points_and_the_speed_is_the_command_of_the_frame_before(recorded, tmp_path):
+    """Not that of the message before: between two frames it is the label already."""
     _, path = recorded
-    run("--src", path, "--out", tmp_path / "o", "--lidar-topic", "/scan")
+    output = run("--src", path, "--out", tmp_path / "o", "--lidar-topic", "/scan")
+    assert "1 frames whose command or speed is not known" in output
     segment, points = stored(tmp_path / "o")
-    assert segment.velocity.tolist() == [3.0, 3.0, 4.0, 5.0, 6.0, 7.0]
-    for i, cloud in enumerate(points):  # the third beam met nothing
+    assert segment.velocity.tolist() == [3.0, 4.0, 5.0, 6.0, 7.0]
+    assert segment.target_velocity.tolist() == [4.0, 5.0, 6.0, 7.0, 8.0]
+    for i, cloud in enumerate(points, 1):  # the third beam met nothing
         expected = [[np.cos(-1), np.sin(-1), 0, 0], [2.0 + i, 0, 0, 0]]
         assert np.allclose(cloud, expected, atol=1e-6)
 

@@ -95,3 +95,16 @@ def test_a_split_is_never_overwritten_and_sensors_are_never_mixed(root):
         collect(root, "train", SMALL)
     with pytest.raises(UserError, match="another camera"):
         collect(root, "test", Collection(**vars(SMALL) | {"camera": camera(64, 32)}))
+
+
+def test_a_recording_that_is_stopped_leaves_no_split_and_can_be_made_again(root, tmp_path):
+    def stop(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(tmp_path, "train", SMALL, stop)
+    with pytest.raises(UserError, match="no segment"):
+        open_dataset(tmp_path)
+    assert collect(tmp_path, "train", SMALL) == 24
+    again = open_dataset(tmp_path).fingerprint("train")
+    assert again == open_dataset(root).fingerprint("train")

@@ -147,6 +147,21 @@ def test_the_fingerprint_follows_the_rows_and_the_form_of_the_files(small):
     assert open_dataset(root, ("train",)).fingerprint("train") == after.fingerprint("train")
 
 
+def test_the_fingerprint_follows_the_lidar_s_pose_and_not_the_camera_s(small):
+    """What a teacher answers depends on where the LiDAR sits, and on no camera."""
+    root = small()
+    path = root / "calibration.json"
+    before, content = open_dataset(root), json.loads(path.read_text())
+    content["cameras"]["front"]["translation"][2] += 0.1
+    path.write_text(json.dumps(content))
+    other_camera = open_dataset(root)
+    assert other_camera.fingerprint("train") == before.fingerprint("train")
+    assert other_camera.info.calibration.sha256 != before.info.calibration.sha256
+    content["lidar"]["translation"][2] += 0.1
+    path.write_text(json.dumps(content))
+    assert open_dataset(root).fingerprint("train") != before.fingerprint("train")
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -167,6 +182,20 @@ def test_a_wrong_table_is_named_with_its_line(small, change, expected):
     root = small({"train": (7,)})
     rewrite_csv(root, change)
     assert f"data.csv: {expected}" in message(root)
+
+
+def test_paths_written_on_windows_are_read(small):
+    root = small()
+    there = open_dataset(root)
+    for segment in there.segments:
+        path = segment.directory / "meta" / "data.csv"
+        path.write_text(path.read_text().replace("/", "\\"))
+        assert "lidar\\" in path.read_text()
+    found = open_dataset(root)
+    assert [s.lidar_files for s in found.segments] == [s.lidar_files for s in there.segments]
+    path.write_text(path.read_text().replace("lidar\\", "lidar\\..\\..\\lidar\\", 1))
+    with pytest.raises(UserError, match="expected a path inside"):
+        open_dataset(root)
 
 
 def test_radians_where_degrees_are_declared_are_found_and_can_be_declared(small):

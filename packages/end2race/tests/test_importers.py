@@ -9,6 +9,7 @@ import struct
 import numpy as np
 import pytest
 from end2race.cli import app
+from end2race.data.calibration import IDENTITY, level_camera, write_calibration
 from end2race.data.dataset import open_dataset
 from end2race.data.importers.pcd import read_pcd, unpack_lzf
 from end2race.data.lidar_files import read_points
@@ -252,6 +253,28 @@ def test_imports_join_one_dataset_and_never_replace_a_segment(tmp_path):
     info["lidar_num_features"] = 8
     (tmp_path / "o" / "dataset.json").write_text(json.dumps(info))
     assert "imports write 4" in run("kitti-bin", *named, "--segment", "s3", code=2)
+
+
+def test_an_import_keeps_the_calibration_and_the_rate_of_its_dataset(tmp_path):
+    source, controls = kitti(tmp_path / "k"), table(tmp_path / "c.csv", 5)
+    first, other = tmp_path / "first.json", tmp_path / "other.json"
+    write_calibration(first, level_camera(16, 8, 9.0, (0, 0, 0)), IDENTITY)
+    write_calibration(other, level_camera(16, 8, 9.0, (0, 0, 0.1)), IDENTITY)
+    named = ("kitti-bin", "--src", source, "--controls", controls, "--out", tmp_path / "o")
+    run(*named, "--calibration", first)
+    run(*named, "--calibration", first, "--segment", "segment_0002")
+    refused = run(*named, "--calibration", other, "--segment", "segment_0003", code=2)
+    assert "begun with another calibration" in refused
+    refused = run(*named, "--rate-hz", 20, "--segment", "segment_0003", code=2)
+    assert "has 10 frames per second, not 20" in refused
+
+
+def test_clouds_whose_time_stands_or_goes_back_are_refused_with_the_line(tmp_path):
+    source, controls = kitti(tmp_path / "k"), tmp_path / "c.csv"
+    rows = [f"{stamp},1,2" for stamp in (100, 200, 200, 300, 400)]
+    controls.write_text("timestamp_ns,velocity,wheel_angle\n" + "\n".join(rows) + "\n")
+    named = ("kitti-bin", "--src", source, "--controls", controls, "--out", tmp_path / "o")
+    assert "line 4: timestamp_ns 200 is not after" in run(*named, code=2)
 
 
 # End2Race

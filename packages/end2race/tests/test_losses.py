@@ -9,6 +9,7 @@ from end2race.data.calibration import level_camera
 from end2race.losses import Distillation, TeacherAnswers, behaviour_cloning
 from end2race.models.presets import preset
 from end2race.models.student import CameraBEVStudent
+from loom.errors import UserError
 from loom.loop import Losses
 
 CAMERA = level_camera(128, 64, focal_px=64.0, position_m=(0.2, 0.0, 0.2))
@@ -141,6 +142,14 @@ def test_a_wider_teacher_is_reached_through_an_adapter():
     terms = distils.terms(*forward(student()), answers(shapes={**shapes, "bev_vec": (256,)}))
     assert all(torch.isfinite(term.value) for term in terms.values())
     assert distils.adapters["gru_out"].weight.shape == (640, 128)
+
+
+def test_a_teacher_s_map_of_another_size_is_refused():
+    model = student()
+    actions, aux = forward(model)
+    wide = {**SHAPES, "bev_feat": (64, 16, 16)}
+    with pytest.raises(UserError, match="map has 8 x 8 cells, its teacher's 16 x 16"):
+        distillation(shapes=wide).terms(actions, aux, answers(shapes=wide))
 
 
 def test_the_student_is_deployed_without_adapters():

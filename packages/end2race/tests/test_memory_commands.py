@@ -99,6 +99,15 @@ def test_a_query_shows_neighbours_and_the_label(drives):
     assert "valid has no window" in refused
 
 
+def test_a_memory_of_a_cache_of_every_second_window_is_built(drives):
+    keys = [key for key in drives.cache.keys if int(key.rpartition(":")[2]) % 2 == 0]
+    info: CacheInfo = replace(drives.cache.info, stride=2)
+    cache = TeacherCache.create(drives.folder / "second", info)
+    cache.append(keys, drives.cache.read(keys, list(info.fields)))
+    drives.cache = cache
+    assert f"{len(keys)} windows" in drives.build()
+
+
 def test_a_memory_of_other_data_or_of_no_cache_is_not_built(drives, tmp_path):
     table = drives.root / "train" / "segment_0000" / "meta" / "data.csv"
     table.write_text(table.read_text().replace(",0,", ",0.5,", 1))

@@ -1,7 +1,10 @@
 """Every command and option is taken with the underscores of the notes."""
 
+import pytest
 import typer
 from end2race.cli import app
+from end2race.config import StudentConfig, TeacherConfig
+from loom.config import plain
 from typer.testing import CliRunner
 
 
@@ -37,3 +40,51 @@ def test_values_and_commands_keep_their_meaning():
     assert "--camera wide is no size" in done.output
     done = CliRunner().invoke(app, ["train-student", "--view_transform", "lift_shoot"])
     assert "lift_shoot" in done.output
+
+
+@pytest.mark.parametrize(
+    ("command", "config", "fewest"),
+    [("train-teacher", TeacherConfig, 13), ("train-student", StudentConfig, 25)],
+)
+def test_the_defaults_that_a_training_s_help_shows_are_those_of_its_settings(
+    command, config, fewest, monkeypatch
+):
+    """The options of a training lie over settings, which have the values."""
+    laid = {}
+    name = command.removeprefix("train-")
+    monkeypatch.setattr(
+        f"end2race.training_run.run_{name}",
+        lambda source, overrides, flags, **options: laid.update(flags),
+    )
+    found = typer.main.get_command(app).commands[command]
+    shown = {p.name: p for p in found.params if isinstance(p.show_default, str)}
+    for option, parameter in shown.items():
+        number = parameter.show_default.replace(".", "").isdecimal()
+        for value in (0.125, 77) if number else ("mark",):
+            laid.clear()
+            given = [parameter.opts[0], str(value)]
+            if option == "init_strict":
+                value, given = False, ["--no-init-strict"]
+            if CliRunner().invoke(app, [command, *given]).exit_code == 0:
+                break
+        (key,) = [key for key, each in laid.items() if each == value and each is not True]
+        setting = plain(config())
+        for part in key.split("."):
+            setting = setting[part]
+        if key == "init_strict":
+            assert (parameter.show_default, setting) == ("init-strict", True)
+        elif key != "loss.steer_weight":  # 1 or 0.1: its description says when
+            assert parameter.show_default == (
+                setting if isinstance(setting, str) else f"{setting:g}"
+            ), key
+    assert len(shown) >= fewest
+
+
+def test_the_settings_and_the_learning_rate_can_be_looked_at():
+    shown = CliRunner().invoke(app, ["config", "show", "kd.topk=3"])
+    assert "labelled_share=0.125" in shown.output
+    assert "kd.topk=3" in shown.output
+    assert "say train.max_steps=N" in CliRunner().invoke(app, ["schedule"]).output
+    drawn = CliRunner().invoke(app, ["schedule", "train.max_steps=300"])
+    assert drawn.exit_code == 0
+    assert "train.lr" in drawn.output

@@ -111,6 +111,16 @@ def test_a_batch_without_any_point_is_an_empty_view_with_zero_gradients(impl, ba
     assert (encoder.linear.weight.grad == 0).all()
 
 
+def test_a_lone_point_is_normalised_by_what_the_training_has_seen():
+    encoder = PillarEncoder(SMALL, 5, batch_norm=True).eval()
+    encoder.norm.running_mean.uniform_(-1, 1)
+    encoder.norm.running_var.uniform_(0.1, 3)
+    lone = torch.tensor([[0.1, 0.0, 0.0, 1.0]])
+    frame = torch.zeros(1, dtype=torch.int64)
+    together = encoder(torch.cat([lone, lone]), torch.tensor([0, 1]), 2)
+    assert encoder(lone, frame, 1)[0].equal(together[0])
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_permuted_points_give_the_same_view(impl):
     points, frame = cloud(2_000, 1)

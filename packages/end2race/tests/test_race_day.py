@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -7,7 +8,14 @@ from end2race.data.dataset import open_dataset
 from end2race.doctor import checks
 from end2race.embedded import default_dataset
 from end2race.film import Film, bird_view, map_view
-from end2race.race_day import Setting, baselines, race_day, scores, write_results
+from end2race.race_day import (
+    Setting,
+    baselines,
+    networks,
+    race_day,
+    scores,
+    write_results,
+)
 from end2race.sim.closed_loop import ExpertDriver, LapResult, drive, entries, unseen_tracks
 from end2race.sim.score import score
 from loom.film import write_film
@@ -40,6 +48,12 @@ def test_drivers_are_compared_on_the_same_starts_and_the_file_holds_every_race(t
     assert written["expert"]["score"]["laps"] == 4
     assert len(written["copycat"]["races"]) == 4
     assert scores(results)["constant"].laps == 0
+
+
+def test_a_run_that_is_called_like_a_baseline_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("end2race.driver.Driver.load", lambda path, mode: path)
+    found = networks([tmp_path / "expert", tmp_path / "kd", tmp_path / "x" / "kd"], "window")
+    assert list(found) == ["expert (2)", "kd", "kd (2)"]
 
 
 def test_points_lie_in_the_bird_view_where_the_axes_say():
@@ -84,6 +98,18 @@ def test_the_embedded_dataset_is_recorded_once_and_as_a_whole(tmp_path, monkeypa
     default_dataset(said.append, folder)
     assert len(said) == 1
     assert not folder.with_name("racing.unfinished").exists()
+
+
+def test_processes_that_start_together_record_the_embedded_dataset_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("end2race.embedded.TRACKS", {"train": 1})
+    monkeypatch.setattr("end2race.embedded.DRIVES", 2)
+    monkeypatch.setattr("end2race.embedded.FRAMES", 3)
+    said = []
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(default_dataset, said.append, tmp_path / "racing") for _ in range(3)]
+        assert {each.result() for each in asked} == {tmp_path / "racing"}
+    assert len(said) == 1
+    assert len(open_dataset(tmp_path / "racing").segments) == 2
 
 
 def test_the_checks_of_the_doctor_pass_here():

@@ -12,14 +12,18 @@ import torch
 from end2race.cache.info import CacheInfo
 from end2race.cache.store import TeacherCache
 from end2race.cli import app
+from end2race.config import DataSection, StudentConfig, TrainSection
 from end2race.data.batches import BatchReader
+from end2race.data.calibration import level_camera
 from end2race.data.dataset import open_dataset
 from end2race.data.windows import windows
 from end2race.driver import Driver
+from end2race.evaluation_run import same_camera
 from end2race.memory.bank import MemoryBank
 from end2race.memory.recollection import describe_all
-from end2race.restore import restore
+from end2race.restore import camera_file, restore
 from end2race.teaching import CachedTeacher, RememberingTeacher
+from end2race.train_student import labelled_segments, window_streams
 from end2race.training_run import run_student
 from loom.errors import UserError
 from loom.record import read_records
@@ -106,10 +110,13 @@ def test_a_student_learns_from_labels_and_from_its_teacher(made, tmp_path):
     assert np.isfinite(driver.act(seen)).all()
 
 
-def test_distillation_with_weights_of_zero_is_behaviour_cloning_to_the_bit(made, tmp_path):
+@pytest.mark.parametrize("labels", ["", "segment_0001"], ids=["all", "few"])
+def test_distillation_with_weights_of_zero_is_behaviour_cloning_to_the_bit(made, tmp_path, labels):
     none = {"kd__action_weight": 0.0, "kd__bevvec_weight": 0.0, "kd__temporal_weight": 0.0}
-    alone = learn(made.root, tmp_path / "alone")
-    beside = learn(made.root, tmp_path / "beside", kd__cache_dir=made.cache, **none)
+    given = [f"labelled_segments=[{labels}]"]
+    alone = learn(made.root, tmp_path / "alone", given)
+    beside = learn(made.root, tmp_path / "beside", given, kd__cache_dir=made.cache, **none)
+    assert "every weight is 0" in log(beside)
     for key, value in restore(alone).model.state_dict().items():
         assert torch.equal(restore(beside).model.state_dict()[key], value), key
 
@@ -151,6 +158,18 @@ def test_with_a_teacher_each_batch_has_its_share_of_labelled_windows(made, tmp_p
     assert read_records(run)[-1]["loss/steer"] > 0
 
 
+def test_another_camera_is_refused_on_resume(made, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(made.root, root)
+    run = learn(root, tmp_path / "run")
+    path = root / "calibration.json"
+    content = json.loads(path.read_text())
+    content["cameras"]["front"]["translation"][2] += 0.1
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="other data\n  camera: "):
+        run_student(directory=run, resume=True, quiet=True)
+
+
 def test_no_label_at_all_leaves_the_teacher(made, tmp_path):
     run = learn(made.root, tmp_path / "run", kd__cache_dir=made.cache, label_fraction=0.0)
     row = read_records(run)[-1]
@@ -161,6 +180,42 @@ def test_no_label_at_all_leaves_the_teacher(made, tmp_path):
 def test_a_fraction_of_labels_takes_whole_segments_drawn_by_the_seed(made, tmp_path):
     run = learn(made.root, tmp_path / "run", label_fraction=0.34)
     assert "12 of 18 training windows" in log(run)  # two segments of three: a third is not enough
+
+
+def test_seven_hundredths_of_a_hundred_segments_are_seven(monkeypatch, tmp_path):
+    names = SimpleNamespace(segments=[SimpleNamespace(name=f"s{i}") for i in range(100)])
+    monkeypatch.setattr("end2race.train_student.open_dataset", lambda root, splits: names)
+    config = StudentConfig(label_fraction=0.07, data=DataSection(root=tmp_path))
+    run = SimpleNamespace(rng=lambda name: np.random.default_rng(0))
+    assert len(labelled_segments(config, run)) == 7
+
+
+def test_a_share_of_labels_that_processes_cannot_divide_is_refused():
+    drives = SimpleNamespace(labelled=np.arange(20) < 5)
+    config = StudentConfig(labelled_share=0.125, train=TrainSection(batch_size=16, accumulate=4))
+    with pytest.raises(UserError, match="2 labelled windows of a batch of 16 .* 4 parts"):
+        window_streams(config, drives, distils=True)
+    whole = StudentConfig(labelled_share=0.25, train=TrainSection(batch_size=16, accumulate=4))
+    assert [count for _, count in window_streams(whole, drives, distils=True)] == [4, 12]
+
+
+def test_the_constant_driver_knows_the_labels_that_the_student_had(made, tmp_path):
+    given = ["labelled_segments=[segment_0002]"]
+    run = learn(made.root, tmp_path / "run", given, train__validate_interval=2)
+    constant = json.loads((run / "evaluation/open_loop.json").read_text())["drivers"]["constant"]
+    dataset = open_dataset(made.root)
+    labels = {
+        split: np.concatenate(
+            [
+                dataset.segments[w.segment].wheel_angle[w.start : w.start + T]
+                for w in windows(dataset, split, T)
+                if split == "valid" or "segment_0002" in w.key
+            ]
+        )
+        for split in ("train", "valid")
+    }
+    expected = np.square(labels["valid"] - labels["train"].mean()).mean()
+    assert constant["steer_mse"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_window_without_an_answer_is_an_error_or_left_out(made, tmp_path):
@@ -209,6 +264,24 @@ def test_a_window_without_an_answer_is_told_what_similar_ones_had(made, tmp_path
     for name, values in told.fields.items():
         np.testing.assert_allclose(values[1], same[name][0], rtol=1e-6)
         np.testing.assert_allclose(values[0], memory.cache.read(keys[:1], [name])[name][0])
+
+
+def test_a_cache_without_any_answer_and_a_memory_of_another_teacher_are_refused(made, tmp_path):
+    empty = write_cache(tmp_path / "empty", made.root, ("valid",))
+    with pytest.raises(UserError, match="answers only 0 of 18"):
+        learn(made.root, tmp_path / "a", kd__cache_dir=empty, kd__missing="skip")
+
+    other = write_cache(tmp_path / "other", made.root)
+    path = other / "cache.json"
+    path.write_text(path.read_text().replace(DAY, "b" * 64))
+    cache, dataset = TeacherCache.open(other), open_dataset(made.root)
+    reader = BatchReader(dataset, windows(dataset, "train", T), images=True, points=False)
+    MemoryBank.build(cache, describe_all(reader, "camera", cache), "camera").save(tmp_path / "bank")
+    partial = write_cache(tmp_path / "partial", made.root, windows_left_out=6)
+    asked = {"kd__cache_dir": partial, "kd__memory": "topk", "kd__memory_dir": tmp_path / "bank"}
+    with pytest.raises(UserError, match="not those of the teacher"):
+        learn(made.root, tmp_path / "b", **asked)
+    learn(made.root, tmp_path / "c", kd__allow_stale=True, **asked)
 
 
 def test_a_memory_needs_a_bank_and_a_bank_needs_the_memory(made, tmp_path):
@@ -283,6 +356,13 @@ def test_the_commands_take_the_options_of_the_notes(made, tmp_path, monkeypatch)
     assert set(drivers) == {"model", "blanked", "copycat", "constant", "to teacher"}
     printed = json.loads(CliRunner().invoke(app, [*evaluation, "--json"]).stdout)
     assert printed[0]["steer_mse"] == pytest.approx(float(rows[0]["steer_mse"]))
+
+
+def test_an_evaluation_with_the_images_of_another_camera_says_so():
+    own = level_camera(16, 8, 10.0, (0.2, 0.0, 0.2))
+    assert same_camera(camera_file(own), own)
+    assert not same_camera(camera_file(own), level_camera(16, 8, 10.0, (0.2, 0.0, 0.3)))
+    assert not same_camera(camera_file(own), None)
 
 
 @pytest.mark.parametrize(

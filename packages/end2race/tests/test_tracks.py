@@ -3,7 +3,9 @@ import math
 import numpy as np
 import pytest
 import shapely
-from end2race.sim.kernels import cast
+from end2race.sim.appearance import PLAIN
+from end2race.sim.kernels import WHEELBASE_M, cast
+from end2race.sim.race import Race
 from end2race.sim.track import SPACING_M, procedural_track, track_from_centreline
 from end2race.sim.track_files import read_map, read_tracks
 from loom.errors import UserError
@@ -122,6 +124,51 @@ def test_a_folder_with_a_centreline_and_a_map_gives_the_walls_of_the_map(tmp_pat
         read_tracks(tmp_path)
 
 
+def write_centreline(path, points, right=0.9, left=1.3):
+    widths = np.broadcast_to(np.stack([right, left], axis=-1), points.shape)
+    np.savetxt(path, np.concatenate([points, widths], axis=1), delimiter=",")
+
+
+def test_widths_stay_at_their_places_where_rows_stand_at_uneven_distances(tmp_path):
+    dense, sparse = np.linspace(0, np.pi, 400, False), np.linspace(np.pi, 2 * np.pi, 40, False)
+    angle = np.concatenate([dense, sparse])
+    points = 6 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    wide = np.where(angle < np.pi, 0.7, 1.3)
+    write_centreline(tmp_path / "ring_centerline.csv", points, wide, wide)
+    (track,) = read_tracks(tmp_path)
+    assert cast(track.field, 0, 6, 0, 1, 9) == pytest.approx(0.7, abs=0.02)
+    assert cast(track.field, 0, -6, 0, -1, 9) == pytest.approx(1.3, abs=0.02)
+
+
+def test_each_track_of_a_folder_has_the_map_of_its_name(tmp_path):
+    y, x = (np.mgrid[0:400, 0:400] + 0.5) * 0.05 - 10
+    for name, width in {"narrow": 1.0, "wide": 1.5}.items():
+        write_centreline(tmp_path / f"{name}_centerline.csv", circle())
+        map_file = write_map(tmp_path, np.abs(np.hypot(x, y) - 6) < width, 0.05, (-10.0, -10.0))
+        content = map_file.read_text().replace("room_map", f"{name}_map")
+        map_file.with_name(f"{name}_map.yaml").write_text(content)
+        map_file.with_name("room_map.png").rename(tmp_path / f"{name}_map.png")
+        map_file.unlink()
+    narrow, wide = read_tracks(tmp_path)
+    assert cast(narrow.field, 6, 0, 1, 0, 9) == pytest.approx(1.0, abs=0.05)
+    assert cast(wide.field, 6, 0, 1, 0, 9) == pytest.approx(1.5, abs=0.05)
+    (tmp_path / "wide_map.yaml").rename(tmp_path / "broad_map.yaml")
+    with pytest.raises(UserError, match="none is wide_map.yaml"):
+        read_tracks(tmp_path)
+
+
+def test_a_car_beside_the_table_s_width_passes_the_gates_of_a_wider_map(tmp_path):
+    write_centreline(tmp_path / "ring_centerline.csv", circle(), right=0.5, left=0.5)
+    y, x = (np.mgrid[0:400, 0:400] + 0.5) * 0.05 - 10
+    write_map(tmp_path, np.abs(np.hypot(x, y) - 6) < 1.8, 0.05, (-10.0, -10.0))
+    (track,) = read_tracks(tmp_path)
+    race = Race(track, PLAIN, lateral_m=-1.0, speed=3.0)
+    while not race.over and race.seconds < 40:
+        race.step(math.degrees(math.atan(WHEELBASE_M / 7.0)), 3.0)
+    assert min(np.abs(race.lateral_m)) > 0.6
+    assert race.completed
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -142,6 +189,7 @@ def test_a_damaged_centreline_is_named_with_its_line(tmp_path, text, expected):
     [
         ({"resolution": 0}, "resolution is 0"),
         ({"origin": "here"}, "origin is 'here'"),
+        ({"origin": "[left, 0, 0]"}, "origin is \\['left', 0, 0\\]"),
         ({"image": "../../room.png"}, "room.png: no picture"),
     ],
 )

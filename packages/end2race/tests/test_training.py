@@ -16,7 +16,7 @@ from end2race.data.dataset import open_dataset
 from end2race.data.windows import windows
 from end2race.driver import Driver
 from end2race.driving import answer
-from end2race.restore import begin_from, restore, save_model
+from end2race.restore import ModelFile, begin_from, restore, save_model
 from end2race.training import Batches
 from end2race.training_run import run_teacher
 from loom.errors import UserError
@@ -301,6 +301,7 @@ def test_a_driver_without_any_point_still_answers(taught):
         (["--data_root", "SET", "--batch_size", "0"], "batch"),
         (["--data_root", "SET", "train.lr=fast"], "fast"),
         (["--data_root", "SET", "--device", "cuda"], "no CUDA device"),
+        (["--log_dir", "a", "--checkpoint_path", "b"], "one directory here, not a and b"),
     ],
 )
 def test_wrong_arguments_are_named(taught, tmp_path, monkeypatch, arguments, said):
@@ -315,10 +316,12 @@ def test_wrong_arguments_are_named(taught, tmp_path, monkeypatch, arguments, sai
 
 def test_the_command_takes_the_options_of_the_notes(taught, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("settings.yaml").write_text("train: {max_steps: 500}\n")
     done = CliRunner().invoke(
         app,
         [
             *("train-teacher", "--data_root", str(taught.root), "--epochs", "1"),
+            *("--config", "settings.yaml"),
             *("--lr", "1e-4", "--batch_size", "8", "--seq_len", "3", "--num_workers", "1"),
             *("--steer_loss_weight", "1.0", "--speed_loss_weight", "0.05"),
             *("--smooth_weight", "0.1", "--lidar_num_features", "auto", "--log_dir", "run"),
@@ -332,6 +335,20 @@ def test_the_command_takes_the_options_of_the_notes(taught, tmp_path, monkeypatc
     rows = read_records(tmp_path / "run")
     assert rows[-1]["step"] == round(14 / 8)
     assert rows[0]["loss/smooth"] >= 0
+
+
+def test_an_evaluation_asks_for_the_speed_that_the_training_did(small, tmp_path):
+    root = small(SPLITS)  # no commanded speed: the label is a later velocity
+    run = teach(root, tmp_path / "run", data__target_shift=3, train__max_steps=3)
+    said = ["--data-root", str(root), "--json-path", str(tmp_path / "e.json")]
+    done = CliRunner().invoke(app, ["eval-teacher", "--teacher-ckpt", str(run), *said])
+    assert done.exit_code == 0, done.output
+    judged = json.loads((run / "evaluation" / "open_loop.json").read_text())["drivers"]
+    found = json.loads((tmp_path / "e.json").read_text())["drivers"]
+    for driver in ("model", "copycat"):
+        assert found[driver]["speed_mse"] == pytest.approx(judged[driver]["speed_mse"], rel=1e-6)
+    same = {**vars(restore(run).file), "target_shift": 1}
+    assert replace(restore(run), file=ModelFile(**same)).settings() == restore(run).settings()
 
 
 def test_epochs_are_passes_over_the_windows():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -166,6 +167,38 @@ def test_one_cloud_in_two_splits_and_one_cloud_twice_in_a_drive(root):
     assert "and 1 more hold the same cloud" in details(root)
     cloud(root, 1, "segment_0002", "valid").write_bytes(content)
     assert ("fail", "splits") in faults(root)
+
+
+def test_clouds_that_share_a_check_sum_of_32_bits_are_not_the_same(root):
+    """Among 65,000 clouds two such are likelier than not."""
+    rng = np.random.default_rng(0)
+    seen: dict[int, np.ndarray] = {}
+    while True:
+        points = rng.uniform(-5, 5, (10, 4)).astype(np.float32)
+        other = seen.setdefault(zlib.crc32(points.tobytes()), points)
+        if other is not points:
+            break
+    cloud(root).write_bytes(points.tobytes())
+    cloud(root, segment="segment_0002", split="valid").write_bytes(other.tobytes())
+    assert ("fail", "splits") not in faults(root)
+
+
+def test_a_cloud_twice_in_folders_of_a_segment_is_no_overlap_of_splits(root):
+    for segment in ("segment_0000", "segment_0001"):
+        path, lidar = table(root, segment), root / "train" / segment / "lidar"
+        (lidar / "top").mkdir()
+        first, *_ = sorted(lidar.glob("*.bin"))
+        np.ones((20, 4), np.float32).tofile(lidar / "top" / first.name)
+        path.write_text(path.read_text().replace(first.name, f"top/{first.name}"))
+    assert ("warn", "clouds") in faults(root)
+    assert ("fail", "splits") not in faults(root)
+
+
+def test_names_that_differ_by_case_only_are_told_once(root):
+    shutil.copytree(root / "train" / "segment_0000", root / "train" / "Segment_0000")
+    found = [f.detail for f in validate(root).findings if f.check == "names"]
+    assert len(found) == 1
+    assert found[0].endswith("Segment_0000 and segment_0000 differ by case only")
 
 
 def test_radians_that_are_declared_as_degrees_are_found(small):

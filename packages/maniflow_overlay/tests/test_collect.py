@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 from loom.errors import UserError
+from maniflow_overlay.data import robotwin_writer
 from maniflow_overlay.data.robotwin import find_episodes, read_episode
 from maniflow_overlay.gripper_path import GripperPath
 from maniflow_overlay.paths.oracle import NOISE, TOLERANCE, oracle_path, tip_positions
@@ -119,7 +120,7 @@ def test_mixed_paths_are_those_of_each_quality_in_turn(collection):
     assert len(met) == 2 * len(QUALITIES)
 
 
-def test_an_interrupted_collection_goes_on_and_another_one_is_refused(tmp_path):
+def test_an_interrupted_collection_goes_on_and_another_one_is_refused(tmp_path, monkeypatch):
     wanted = Collection(("pick_place",), 3, "planar", seed=4)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     collect(wanted, whole, lambda count: None)
@@ -133,6 +134,12 @@ def test_an_interrupted_collection_goes_on_and_another_one_is_refused(tmp_path):
 
     with pytest.raises(Killed):
         collect(wanted, cut, kill)
+    texts = cut / "pick_place/demo_clean/instructions/episode2.json"
+    monkeypatch.setattr(robotwin_writer, "write_atomic", lambda *rest, **named: kill(2))
+    with pytest.raises(Killed):
+        collect(wanted, cut, lambda count: None)
+    assert texts.is_file()  # written before the episode, which would not be written again
+    monkeypatch.undo()
     assert collect(wanted, cut, lambda count: None) == 1
     for file in find_episodes(whole):
         other = cut / file.path.relative_to(whole.absolute())

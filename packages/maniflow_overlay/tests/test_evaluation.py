@@ -408,6 +408,8 @@ def test_the_page_shows_every_rate_and_a_film_of_each_cell(tmp_path):
     assert page.count(">100 % [51, 100]<") == 4
     assert page.count(">0 % [0, 49]<") == 4
     assert page.count("data:image/png") == 8
+    assert "4 episodes a cell and training in the planar scene, the same in all cells" in page
+    assert "random: pick_place, clear, no path, seed 0" in page
     summary = json.loads((tmp_path / "m" / FOLDER / "matrix.json").read_text("utf-8"))
     assert len(summary["rates"]) == 8
     printed = CliRunner().invoke(app, ["eval", "report", str(tmp_path / "m"), "--json"])
@@ -418,6 +420,22 @@ def test_the_page_shows_every_rate_and_a_film_of_each_cell(tmp_path):
     steps = next(cell.outcomes[0].steps for cell in cells if cell.arm == "random")
     with Image.open(next(film for film in films if "random" in film.name)) as film:
         assert film.n_frames == steps + 1
+
+
+def test_a_matrix_s_page_is_written_again_by_either_command_and_a_training_is_none(tmp_path):
+    with open_matrix(tmp_path / "m", baselines=["random"]) as run:
+        play_matrix(run.config, run)
+    pages = []
+    for words in (["report"], ["eval", "report"]):
+        (tmp_path / "m/report.html").unlink(missing_ok=True)
+        done = CliRunner().invoke(app, [*words, str(tmp_path / "m")])
+        assert done.exit_code == 0, done.output
+        pages.append((tmp_path / "m/report.html").read_text(encoding="utf-8"))
+    assert all("right block lifted" in page for page in pages)
+    (tmp_path / "training").mkdir()
+    done = CliRunner().invoke(app, ["eval", "report", str(tmp_path / "training")])
+    assert done.exit_code == 2
+    assert "is no matrix" in done.stderr
 
 
 def test_a_film_of_an_occluded_episode_shows_the_table_below():
@@ -442,6 +460,25 @@ def test_an_arm_without_a_path_stands_in_every_quality_of_the_table():
     assert table[0][1] == table[0][2] == "50 % [9, 91]"
     assert table[1][1] == "100 % [34, 100]"
     assert table[1][3] is table[0][3] is None
+
+
+def test_two_trainings_of_one_name_are_refused_because_they_could_not_be_told_apart():
+    for runs in (["a/policy", "b/policy"], ["a/policy", "a/policy/"]):
+        with pytest.raises(UserError, match="two runs are called 'policy'"):
+            settings(runs=runs)
+    assert len(settings(runs=["a/policy", "a/other"]).config.runs) == 2
+
+
+def test_a_policy_that_tells_other_tasks_apart_is_not_asked_about_this_one():
+    policy = Recorded(Arm("none"))
+    marked = replace(CLEAR, task="pick_place_marked")
+    for tasks, number in ((("pick_place", "pick_place_marked"), 1), (("click_bell",), 0), ((), 0)):
+        policy.tasks = tasks
+        play(PolicyActor("a", policy), [Planar()], [3], marked)
+        assert policy.calls[-1][2].tolist() == [number]
+    policy.tasks = ("click_bell", "turn_switch")
+    with pytest.raises(UserError, match="click_bell, turn_switch apart, not pick_place_marked"):
+        play(PolicyActor("a", policy), [Planar()], [3], marked)
 
 
 def test_evaluation_may_not_reach_into_the_layouts_of_training():

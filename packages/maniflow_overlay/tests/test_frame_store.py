@@ -162,17 +162,30 @@ def test_a_conversion_killed_twice_ends_in_the_same_bytes(tmp_path, store):
     assert {path.name: path.read_bytes() for path in sorted(target.iterdir())} == reference
 
 
-def interrupted(tmp_path: Path) -> Path:
-    """A conversion that failed at its third episode."""
+def interrupted(tmp_path: Path, number: int = 2) -> Path:
+    """A conversion, or the next part of it, that failed at its third or another episode."""
     made = sources(tmp_path)
 
     def fail() -> Rows:
-        raise UserError("episode 2 cannot be read")
+        raise UserError(f"episode {number} cannot be read")
 
-    made[2] = Source(made[2].task, made[2].number, made[2].path, fail)
-    with pytest.raises(UserError, match="episode 2"):
+    made[number] = Source(made[number].task, made[number].number, made[number].path, fail)
+    with pytest.raises(UserError, match=f"episode {number}"):
         convert(made, tmp_path / "half", SHAPE, about={"camera": "head"})
     return tmp_path / "half"
+
+
+def test_a_torn_line_of_the_journal_is_forgotten_however_often_the_conversion_stops(tmp_path):
+    """Without that, the next line would be joined to it, or close it, and neither can be read."""
+    folder = tmp_path / "half"
+    folder.mkdir()
+    (folder / converting.JOURNAL).write_bytes(b'{"settings": {"wid')
+    for number in (1, 2, 3):
+        interrupted(tmp_path, number)
+        with (folder / converting.JOURNAL).open("ab") as stream:
+            stream.write(b'{"task": "t", "num')
+    assert convert(sources(tmp_path), folder, SHAPE, about={"camera": "head"}) == 1
+    assert np.array_equal(FrameStore(folder).read_frames(np.arange(59)), content()[0])
 
 
 def test_a_conversion_goes_on_only_with_the_same_settings_and_sources(tmp_path):

@@ -235,11 +235,13 @@ def test_no_text_breaks_the_reader_and_a_path_is_always_inside_the_picture(text)
         assert (answer.path is not None) or answer.status not in (Status.OK, Status.REPAIRED)
 
 
+@pytest.mark.parametrize("end", ["", ")>"])
 @pytest.mark.parametrize("piece", ["(", "[", "<", "<ans>[(", '"', "(0.1,", "{", "<action>"])
-def test_long_nonsense_takes_no_long_time(piece):
+def test_long_nonsense_takes_no_long_time(piece, end):
     begin = time.process_time()
     for dialect in Dialect:
-        parse_answer("<ans>[(0.1, 0.2)," + piece * (40_000 // len(piece)), dialect)
+        parse_answer("<ans>[(0.1, 0.2)," + piece * (40_000 // len(piece)) + end, dialect)
+        parse_answer("<ans>[(" + "3" * 40_000 + end, dialect)
     assert time.process_time() - begin < 2
     assert parse_answer("[" + "(0.1, 0.2)," * 9000, H).status is Status.BAD_NUMBER
 

@@ -33,17 +33,10 @@ from small_policy import shape, stirred
 from small_t5 import WIDTH, change_config, write_t5
 from teachable_store import SIDE, VECTOR, make_teachable
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 TEXTS = ("go left", "put the block on the disc and then go up", "stay", "Go to the disc")
 SIDES = {"left": ("go left", "go to the left and stay"), "right": ("go right",)}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from loom.errors import UserError
 from maniflow_overlay.cli import app
-from maniflow_overlay.gripper_path import GripperPath, path_from_rows, read_path
+from maniflow_overlay.gripper_path import path_from_rows, read_path
 from maniflow_overlay.overlay import drawing, layers, recorded
 from maniflow_overlay.overlay.pictures import read_picture_bgr
 from typer.testing import CliRunner
@@ -124,22 +124,10 @@ def test_the_path_image_is_the_drawing_on_black():
     assert np.array_equal(drawing.path_image_rgb(path, 320, 240), expected)
 
 
-def test_a_stack_gives_back_each_layer():
-    rng = np.random.default_rng(10)
-    paths = [path_from_rows(random_rows(rng), "case") for _ in range(5)]
-    paths.insert(2, GripperPath(np.zeros((0, 2)), None))
-    single = [layers.covered_by(path, 64, 48) for path in paths]
-    stacked = layers.stack(single, 64, 48)
-    assert len(stacked) == 6
-    for number, layer in enumerate(single):
-        image = noise(64, 48, number)
-        assert np.array_equal(stacked[number].apply(image.copy()), layer.apply(image))
-    with pytest.raises(IndexError):
-        stacked[6]
-    with pytest.raises(ValueError, match="32x48"):
-        layers.stack(single, 32, 48)
+def test_a_layer_is_refused_by_a_picture_of_another_size():
+    layer = layers.covered_by(path_from_rows([[0.1, 0.2], [0.8, 0.5]], "case"), 64, 48)
     with pytest.raises(ValueError, match="64x48"):
-        stacked[0].apply(noise(48, 64, 0))
+        layer.apply(noise(48, 64, 0))
 
 
 def test_rows_and_paths_are_two_forms_of_the_same(tmp_path):

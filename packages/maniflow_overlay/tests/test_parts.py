@@ -63,9 +63,13 @@ class Here:
 
     def __init__(self, cut: Callable[[str], bool] = lambda name: False) -> None:
         self.cut, self.ran = cut, []
+        self.slots: int | None = None
 
     def __call__(self, name: str, slots: int | None) -> Here:
-        assert (name, slots) == ("local", min(len(os.sched_getaffinity(0)) or 1, slots or 1))
+        assert name == "local"
+        assert slots is not None
+        assert 1 <= slots <= (os.cpu_count() or 1)
+        self.slots = slots
         return self
 
     def run(self, sweep, root, resume=False, *, retry_failed=False) -> Generator[Event]:
@@ -128,6 +132,15 @@ def test_an_interrupted_command_goes_on_with_the_parts_that_are_missing(made, tm
     assert contents(tmp_path / "store") == store
     assert "is a finished store" in command(*convert).output
     assert not (tmp_path / "store.parts").exists()
+
+
+def test_no_more_local_jobs_run_than_processors_may_be_used(made, tmp_path, here, monkeypatch):
+    executor = here()
+    for allowed, jobs, slots in ((1, 4, 1), (3, 4, 3), (8, 4, 4)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, n=allowed: set(range(n)))
+        monkeypatch.setattr(os, "cpu_count", lambda: 64)
+        done("paths", "parse", made / "answers", tmp_path / f"{allowed}.jsonl", "--jobs", jobs)
+        assert executor.slots == slots
 
 
 def test_a_part_that_is_whole_is_left_alone(made, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -304,6 +305,21 @@ def test_two_processes_cannot_write_one_journal(tmp_path):
         pass
 
 
+def test_an_event_that_the_disk_took_half_of_ends_the_run_and_is_none(tmp_path, monkeypatch):
+    write = os.write
+    with Journal(tmp_path) as journal:
+        journal.append("question", question="q")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda file, data: write(file, data[: len(data) // 2]))
+            with pytest.raises(UserError, match="no space left"):
+                journal.append("question", question="r")
+    with Journal(tmp_path) as journal:
+        assert journal.knows("q")
+        assert not journal.knows("r")
+        journal.append("question", question="s")
+    assert [event["question"] for event in events(tmp_path)] == ["q", "s"]
+
+
 def test_a_damaged_line_of_a_journal_is_named(tmp_path):
     (tmp_path / RAW).write_bytes(b'{"event": "question", "question": "q"}\n{"event": "as\n')
     with pytest.raises(UserError, match=r"raw.jsonl:2: damaged"), Journal(tmp_path):
@@ -343,6 +359,8 @@ def test_stride_keeps_the_first_frame_of_each_episode(tmp_path):
     assert kept == [("a", 0, 0), ("a", 0, 2), ("a", 0, 4), ("a", 1, 0), ("b", 0, 0)]
     first = [frame.key[:] for frame in select_frames(frames, most=1)]
     assert first == [("a", 0, 0), ("a", 1, 0), ("b", 0, 0)]
+    some = [frame.key[:] for frame in select_frames(frames, stride=4, episodes=1)]
+    assert some == [("a", 0, 0), ("a", 0, 4), ("b", 0, 0)]
     assert {frame.key.task for frame in find_frames(tmp_path, ["b"])} == {"b"}
     with pytest.raises(UserError, match="task c"):
         find_frames(tmp_path, ["c"])
@@ -394,6 +412,7 @@ def test_endpoints_say_kind_place_and_limit():
     assert parse_endpoint("hamster=http://127.0.0.1:8000/").limit == 1
     endpoint = parse_endpoint("openai=https://node7:8010,limit=32")
     assert (endpoint.kind, endpoint.url, endpoint.limit) == ("openai", "https://node7:8010", 32)
+    assert parse_endpoint("openai=http://node7:8010/v1/").url == "http://node7:8010"
     hosts = {"127.0.0.1": 1, "localhost": 1, "[::1]": 1, "10.0.0.1": 0, "node7": 0}
     assert {host: is_loopback(f"http://{host}:1") for host in hosts} == hosts
 

@@ -11,16 +11,17 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 from loom.config import resolve
 from loom.errors import UserError
 from loom.progress import Heartbeat
 from maniflow_overlay import embedded
 from maniflow_overlay.cli import app
 from maniflow_overlay.config import TrainConfig
+from maniflow_overlay.evaluation.config import MatrixConfig
 from maniflow_overlay.watchdog import STACKS, Watchdog
 from typer.testing import CliRunner
 
@@ -40,8 +41,7 @@ def store(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(store, tmp_path_factory) -> tuple[Path, str]:
-    torch.set_num_threads(1)
+def trained(store, tmp_path_factory, one_thread) -> tuple[Path, str]:
     run = tmp_path_factory.mktemp("run") / "run"
     done = command("train", "--store", store, "--mode", "current", *SHORT, "--run-dir", run)
     assert done.exit_code == 0, done.output
@@ -115,6 +115,17 @@ def test_without_a_store_simulated_episodes_are_recorded_once(tmp_path, monkeypa
     assert (tmp_path / "runs/maniflow_overlay/policy-2/report.html").is_file()
 
 
+def test_trainings_that_begin_together_record_the_simulated_episodes_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(embedded, "EPISODES", 3)
+    monkeypatch.setattr(embedded, "chosen_scene", lambda wanted, say: "planar")
+    said: list[str] = []
+    with ThreadPoolExecutor(3) as pool:
+        stores = [pool.submit(embedded.embedded_store, said.append) for _ in range(3)]
+    assert {str(store.result()) for store in stores} == {"data/maniflow_overlay/planar/store"}
+    assert len([line for line in said if "recording" in line]) == 1
+
+
 def test_wrong_settings_are_refused_in_a_sentence(store, tmp_path):
     cases = {
         "preset": ("--preset", "huge"),
@@ -134,6 +145,15 @@ def test_wrong_settings_are_refused_in_a_sentence(store, tmp_path):
     done = command("train", "--store", tmp_path / "absent", "--run-dir", tmp_path / "other")
     assert done.exit_code == 2
     assert "absent" in done.stderr
+
+
+def test_a_path_may_begin_at_home(monkeypatch, tmp_path):
+    """A shell leaves the tilde alone in `store=~/x` and in a YAML file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["preset=spatial", "store=~/s", "encoder_weights=~/m.pt"]
+    config = resolve(TrainConfig, None, words).config
+    assert (config.store, config.encoder_weights) == (tmp_path / "s", tmp_path / "m.pt")
+    assert resolve(MatrixConfig, None, ["runs=[~/r]"]).config.runs == (tmp_path / "r",)
 
 
 def test_settings_have_the_notes_values_where_the_notes_have_them():

@@ -31,16 +31,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from small_policy import stirred
 from teachable_store import ROWS, SIDE, VECTOR, make_teachable
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 SMALL = ("batch_size=8", "steps=12", "checkpoint_every=4", "val_every=6", "log_every=1", "lr=1e-2")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -404,6 +397,14 @@ def test_one_process_has_nobody_to_share_its_weights_with(store, tmp_path):
     with pytest.raises(UserError, match="there is one") as caught:
         trained(tmp_path / "run", store, "shard=fsdp2")
     assert "torchrun" in caught.value.hint
+
+
+@pytest.mark.parametrize("preset", ["spatial", "parity"])
+def test_bf16_of_a_resnet_on_a_cpu_is_refused_before_anything_is_read(tmp_path, preset):
+    """torch's own gradient of one convolution is at times not finite there."""
+    with pytest.raises(UserError, match="not finite") as caught:
+        trained(tmp_path / "run", tmp_path / "none", f"preset={preset}", "precision=bf16")
+    assert "fp32" in caught.value.hint
 
 
 @pytest.mark.parametrize("preset", ["tiny", "spatial"])

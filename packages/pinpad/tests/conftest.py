@@ -1,4 +1,5 @@
 import os
+import sys
 from collections import deque
 from pathlib import Path
 
@@ -162,3 +163,23 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def sweep_here(tmp_path, monkeypatch):
+    """An empty working directory, and a stand-in for what a sweep starts."""
+    from loom.doctor import Finding
+    from pinpad.sweep import execute, plan
+
+    def stand_in(*words):
+        return [sys.executable, "-S", str(Path(__file__).with_name("stub_pinpad.py")), *words]
+
+    for name in (
+        *("LOGROOT", "TASK", "SEEDS", "SKIP_RSSM", "VTA_EVAL_EVERY", "RUN_LOG", "STATUS_FILE"),
+        "PRETRAIN",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "_pinpad", stand_in)
+    monkeypatch.setattr(execute, "check_oracle", lambda: Finding("ok", ""))
+    return tmp_path

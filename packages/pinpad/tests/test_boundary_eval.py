@@ -193,8 +193,25 @@ def test_events_that_a_file_does_not_know_are_named(recordings):
     assert bare.truth("reward").sum() == 0
     with pytest.raises(UserError, match="knows no `pad_enter`"):
         bare.truth("pad_enter")
+    with pytest.raises(UserError, match="knows no `background`"):
+        bare.truth("background")
+    planted = Recording("a", np.arange(9.0), np.zeros(9), {"planted": np.zeros(9, bool)}, {})
+    with pytest.raises(UserError) as raised:
+        planted.truth("sequence_append")
+    assert raised.value.hint.endswith("planted, delta, reward")
     with pytest.raises(UserError, match="'pads' is no event"):
         recordings[0].truth("pads")
+
+
+def test_the_background_changes_where_pixels_beside_player_and_sequence_do():
+    (episode,) = record_episodes("three", parse_mix("oracle:0.1"), 1, length=300, size=16, seed=0)
+    room = episode.image[:, :14].astype(int)
+    player = (room == 0).all(-1)
+    changed = (room[1:] != room[:-1]).any(-1) & ~player[1:] & ~player[:-1]
+    truth = recording(episode).truth("background")
+    assert not truth[0]
+    np.testing.assert_array_equal(truth[1:], changed.any((1, 2)))
+    assert truth.sum() > episode.events["sequence_append"].sum() > 10
 
 
 def run(*arguments):

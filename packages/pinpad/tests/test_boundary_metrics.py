@@ -139,6 +139,13 @@ def test_mutual_information_is_that_of_the_joint_frequencies():
         assert mutual_information(first, second) == pytest.approx(expected)
 
 
+def test_one_segment_shares_exactly_nothing():
+    # the sum of logarithms over these 1,000 labels is not 0 but 1e-16
+    labels = np.cumsum(np.random.default_rng(2).random(1_000) < 0.1)
+    assert mutual_information(np.zeros(1_000), labels) == 0
+    assert mutual_information(labels, np.zeros(1_000)) == 0
+
+
 def test_a_spell_begins_where_a_label_changes():
     assert spells(np.array([2, 2, 3, 3, 2])).tolist() == [False, False, True, False, True]
 

@@ -146,6 +146,17 @@ def test_damaged_episodes_are_named(tmp_path):
     np.savez(path, image=image.astype(float), action=np.zeros(6, int), reward=np.zeros(6))
     with pytest.raises(UserError, match="image is float64"):
         read_episode(path)
+    for wrong, message in ((5, r"action\[3\] is 5, expected 0 to 4"), (300, "is 300"), (-1, "-1")):
+        action = np.zeros(6, int)
+        action[3] = wrong
+        np.savez(path, image=image, action=action, reward=np.zeros(6))
+        with pytest.raises(UserError, match=message):
+            read_episode(path)
+    for name in ("action", "reward", "is_last", "event_reward", "countdown"):
+        rows = {"action": np.zeros(6, int), "reward": np.zeros(6), name: np.full(6, "x")}
+        np.savez(path, image=image, **rows)
+        with pytest.raises(UserError, match=f"{name} holds <U1"):
+            read_episode(path)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="not a readable"):
         read_episode(path)

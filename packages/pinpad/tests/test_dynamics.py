@@ -290,6 +290,20 @@ def test_vta_divergences_are_torch_s(generator):
     torch.testing.assert_close(found.prior_logit[1:], model.next_boundary(before)[..., 0])
 
 
+def test_surprise_is_in_nats_whatever_a_boundary_costs(generator):
+    whole, tenth = vta(free_nats=0.0), vta(free_nats=0.0, abs_scale=0.1)
+    tenth.load_state_dict(whole.state_dict())
+    windows = inputs(generator)
+    seed = torch.Generator().manual_seed(5)
+    one = whole.eval().observe(*windows, seed)
+    two = tenth.eval().observe(*windows, seed.manual_seed(5))
+    assert boundaries(one).abs_surprise.sum() > 0
+    torch.testing.assert_close(two.surprise, one.surprise)
+    torch.testing.assert_close(boundaries(two).abs_surprise, boundaries(one).abs_surprise)
+    cost = one.losses["dyn"].value - two.losses["dyn"].value
+    torch.testing.assert_close(cost, 0.9 * boundaries(one).abs_surprise.mean())
+
+
 def test_the_detector_feels_its_prior_and_the_prior_its_detector(generator):
     rollout = vta().observe(*inputs(generator), generator)
     model = vta()

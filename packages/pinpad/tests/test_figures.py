@@ -153,6 +153,13 @@ def test_a_judged_run_is_drawn_and_the_json_says_what_is_shown(judged_run):
         draw_run(judged_run, 2)
 
 
+def test_an_episode_without_scores_is_named(judged_run):
+    for path in (judged_run / "evaluation" / "scores").glob("*/0001-91.npz"):
+        path.unlink()
+    with pytest.raises(UserError, match="no scores of episode 0001"):
+        draw_run(judged_run)
+
+
 def test_where_a_model_fires_follows_from_what_it_has(judged_run, episode):
     folder = judged_run / "evaluation" / "scores"
     events = int(episode.events["sequence_append"][1:].sum())
@@ -193,6 +200,12 @@ def test_surprise_is_shown_by_level_where_a_model_has_two(judged_run, episode):
 def test_a_run_that_was_not_judged_says_how(tmp_path):
     with pytest.raises(UserError, match=r"has no evaluation/boundary_eval\.json"):
         draw_run(tmp_path)
+
+
+def test_a_folder_without_a_run_gets_no_page(tmp_path):
+    with pytest.raises(UserError, match="holds neither a run nor a sweep"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_page_of_a_run_holds_table_and_pictures(judged_run):

@@ -15,11 +15,13 @@ from loom.config import resolve
 from loom.doctor import Finding
 from loom.errors import UserError
 from pinpad.cli import app
-from pinpad.sweep import command, execute, plan, status_file
+from pinpad.data.collect import collect
+from pinpad.data.players import parse_mix
+from pinpad.sweep import command, execute, plan
 from pinpad.sweep.conditions import BOUNDARY4
 from pinpad.sweep.plan import SweepSettings, jobs, members
 from pinpad.sweep.state import read_sweep
-from pinpad.sweep.status_file import read_status_file, write_status_file
+from pinpad.sweep.status_file import read_status_file
 from pinpad.train_config import TrainConfig
 from typer.testing import CliRunner
 
@@ -27,21 +29,9 @@ STUB = Path(__file__).with_name("stub_pinpad.py")
 SMALL = ("prefill=40", "time_limit=20")
 
 
-def stand_in(*words):
-    return [sys.executable, "-S", str(STUB), *words]
-
-
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    for name in (
-        *("LOGROOT", "TASK", "SEEDS", "SKIP_RSSM", "VTA_EVAL_EVERY", "RUN_LOG", "STATUS_FILE"),
-        "PRETRAIN",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "_pinpad", stand_in)
-    monkeypatch.setattr(execute, "check_oracle", lambda: Finding("ok", ""))
-    return tmp_path
+def here(sweep_here):
+    return sweep_here
 
 
 def pinpad(*arguments):
@@ -156,6 +146,45 @@ def test_every_sweep_gets_a_fresh_log_root(here):
     assert done.exit_code == 2
     assert "is not empty" in done.output
     assert "--resume" in done.output
+
+
+def test_a_log_that_the_shell_has_opened_in_the_log_root_is_no_other_sweep(here):
+    # logdir/full3: `pinpad sweep > logdir/full3/run.log` makes it before the sweep begins
+    root = here / "full3"
+    root.mkdir()
+    (root / "run.log").write_text("")
+    execute.begin(SweepSettings(overrides=SMALL), root, None)
+    assert (root / "sweep_settings.yaml").is_file()
+    other = here / "other"
+    other.mkdir()
+    (other / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="is not empty"):
+        execute.begin(SweepSettings(overrides=SMALL), other, None)
+
+
+def test_a_sweep_finds_its_data_from_any_folder_and_says_where_they_have_gone(here, monkeypatch):
+    collect(here / "mine", "three", parse_mix("babble"), 1, length=20, size=16, seed=0)
+    settings = execute.settings_from(
+        {"data": Path("mine"), "overrides": ("wm_only=true", *SMALL), "episodes": 1}
+    )
+    execute.begin(settings, here / "root", None)
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    settings = execute.go_on(here / "root", {})
+    plan.record(settings, here / "root")
+    assert f"data={here / 'mine'}" in jobs(settings, here / "root").jobs[0].command
+    (here / "mine").rename(here / "gone")
+    with pytest.raises(UserError, match="mine: no episodes"):
+        plan.record(settings, here / "root")
+
+
+def test_data_of_another_size_are_refused_before_anything_is_made(here):
+    collect(here / "large", "three", parse_mix("babble"), 1, length=20, size=64, seed=0)
+    done = pinpad("sweep", "--data", "large", "--logroot", "root", "wm_only=true", *SMALL)
+    assert done.exit_code == 2
+    assert "held-out frames are (16, 16, 3), those learnt from (64, 64, 3)" in done.output
+    assert "size=64" in done.output
+    assert not (here / "root").exists()
 
 
 @pytest.mark.parametrize(
@@ -376,76 +405,6 @@ def test_a_killed_sweep_is_shown_as_dead_and_what_it_left_running_is_ended(here)
 
 def is_zombie(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-
-def test_a_reader_never_sees_half_a_status_file(here):
-    execute.begin(SweepSettings(overrides=SMALL), here / "root", None)
-    state, path = read_sweep(here / "root"), here / "status.env"
-    write_status_file(path, state)
-    code = (
-        "import sys, time; from pathlib import Path\n"
-        "path, end, seen = Path(sys.argv[1]), time.monotonic() + 1.0, 0\n"
-        "while time.monotonic() < end:\n"
-        "    text = path.read_text(); seen += 1\n"
-        "    assert text[:9] == 'run_name=' and text.splitlines()[-1][:8] == 'logroot=', text\n"
-        "print(seen)"
-    )
-    reader = subprocess.Popen([sys.executable, "-S", "-c", code, path], stdout=subprocess.PIPE)
-    while reader.poll() is None:
-        write_status_file(path, state)
-    assert int(reader.communicate()[0]) > 100
-    assert reader.returncode == 0
-
-
-def test_a_status_file_leads_the_monitor_to_its_sweep(here):
-    execute.begin(SweepSettings(overrides=SMALL), here / "a b", None)
-    write_status_file(here / "status.env", read_sweep(here / "a b"))
-    assert read_status_file(here / "status.env")["logroot"] == str(here / "a b")
-    shown = pinpad("monitor", here / "status.env", "--once")
-    assert shown.exit_code == 0
-    assert "a b  RUNNING" in shown.output
-    assert shown.output.count("waiting") == 4
-
-
-def test_progress_of_the_run_and_of_the_whole_is_said(here, monkeypatch):
-    execute.begin(SweepSettings(overrides=SMALL), here / "root", None)
-    run = here / "root" / "pinpad_rssm_seed0"
-    run.mkdir()
-    jobs = {"pinpad_rssm_seed0.train": {"state": "running"}}
-    status = {"state": "running", "heartbeat": time.time(), "pid": os.getpid(), "jobs": jobs}
-    (here / "root" / "status.json").write_text(json.dumps(status))
-    mine = {"state": "running", "heartbeat": time.time(), "pid": os.getpid(), "host": "here"}
-    mine |= {"interval_s": 2.0, "step": 100, "total": 400, "rate": 20.0}
-    (run / "status.json").write_text(json.dumps(mine))
-    said = []
-    monkeypatch.setattr(status_file, "PROGRESS_S", 0.0)
-    with status_file.StatusWriter(here / "root", here / "status.env", said.append):
-        pass
-    (line,) = said
-    assert line.startswith("(1/4 pinpad_rssm_seed0) [100/400]:  25%|")
-    assert "[00:05<00:15]" in line
-    assert line.endswith(", all 6%")
-
-
-@pytest.mark.parametrize("text", ["state", "a b=3\n", "state=x y\n", "state='x\n", "=1\n"])
-def test_a_damaged_status_file_is_named(here, text):
-    (here / "status.env").write_text(text)
-    with pytest.raises(UserError, match="status.env:1: no assignment"):
-        read_status_file(here / "status.env")
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", '{"jobs": 3}', '{"jobs": {"pinpad_rssm_seed0.train": 1}}', '{"pid": []}'],
-)
-def test_a_damaged_state_is_named(here, text):
-    execute.begin(SweepSettings(overrides=SMALL), here / "root", None)
-    (here / "root" / "status.json").write_text(text)
-    with pytest.raises(UserError, match="status.json"):
-        read_sweep(here / "root")
 
 
 def test_a_sweep_says_how_short_it_is_where_nothing_is_asked(here, monkeypatch):

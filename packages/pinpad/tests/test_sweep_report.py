@@ -41,6 +41,11 @@ def test_the_interval_over_seeds_is_students():
     assert math.isnan(over_seeds([1.0]).low)
 
 
+def test_a_flag_of_every_seed_needs_no_count():
+    judged = {Member("vta", seed): [judgement("online", 1.0, flags=("silent",))] for seed in (0, 1)}
+    assert rows(judged, "reward")[0].flags == "silent"
+
+
 def test_a_condition_is_the_mean_of_its_seeds_and_anchors_stand_once():
     judged = {
         Member("vta", seed): [
@@ -62,7 +67,7 @@ def test_a_condition_is_the_mean_of_its_seeds_and_anchors_stand_once():
     assert first.boundaries == 20
     # Lift above 2 and p below 0.05 holds for the first seed only.
     assert first.successes == 1
-    assert first.flags == "clock"
+    assert first.flags == "clock 1/3"  # it is no clock on the other two
     assert (second.metrics[F1].low, second.metrics[F1].high) == (3.9, 4.1)
 
 

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -110,6 +112,26 @@ def test_without_acting_a_world_model_learns_from_recorded_episodes(here):
         restore_agent(here / "run")
 
 
+def test_a_world_model_makes_the_updates_of_an_agent_where_none_are_named(here):
+    arguments = [each for each in TINY if not each.startswith("updates")]
+    done = run("train", "--run-dir", "run", "wm_only=true", *arguments, "steps=432")
+    assert done.exit_code == 0, done.output
+    # pretrain 2, and 32 steps more than the scripted 400, learnt from 4 times by 8 x 8 frames
+    assert read_records(here / "run")[-1]["step"] == 2 + 32 * 4 // 64
+
+
+def test_held_out_episodes_that_a_model_cannot_be_judged_on_are_named(here):
+    collect(here / "large", "three", parse_mix("babble"), 1, length=60, size=64, seed=0)
+    done = run("train", "--run-dir", "one", "heldout=large", *TINY)
+    assert done.exit_code == 2, done.output
+    assert "held-out frames are (64, 64, 3), those learnt from (16, 16, 3)" in done.output
+    short = [each for each in TINY if not each.startswith("time_limit")]
+    done = run("train", "--run-dir", "two", *short, "time_limit=20")
+    assert done.exit_code == 2, done.output
+    assert "have 21 frames at most" in done.output
+    assert "time_limit=24" in done.output
+
+
 def test_a_model_that_cannot_predict_rewards_from_actions_misses_its_gate(here):
     arguments = [each for each in TINY if not each.startswith(("least", "time_limit"))]
     done = run("train", "--run-dir", "run", *arguments, "least_reward_ap=1.0", "time_limit=150")
@@ -127,6 +149,14 @@ def test_updates_follow_from_steps_and_the_other_way_round():
     assert 50_000 + 64 * config.acted(config.all_updates()) == 90_000
     many = config.model_copy(update={"envs": 256})
     assert [many.acted(step) for step in (103, 104, 108)] == [0, 1, 2]
+
+
+def test_novelty_counts_until_its_last_step_or_for_ever_and_never_for_the_greedy():
+    curious = TrainConfig(expl_behavior="plan2explore", dataset_size=200_000)
+    assert curious.explores(10_000_000)
+    until = curious.model_copy(update={"expl_until": 300_000})
+    assert [until.explores(steps) for steps in (299_999, 300_000)] == [True, False]
+    assert not TrainConfig(expl_until=300_000).explores(0)
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -176,6 +206,16 @@ def test_wrong_settings_are_named(arguments, message, here):
     done = run("train", *arguments)
     assert done.exit_code == 2, done.output
     assert message in done.output
+
+
+def test_a_wrong_setting_is_named_without_loading_torch():
+    code = (
+        "import sys\nfrom pinpad.cli import app\nfrom typer.testing import CliRunner\n"
+        "done = CliRunner().invoke(app, ['train', 'updates=-3'])\n"
+        "print(done.exit_code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
 
 
 def test_the_oracle_earns_much_and_uniform_play_little():

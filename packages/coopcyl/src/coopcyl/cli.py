@@ -19,9 +19,18 @@ from loom.cli import (
 
 import coopcyl
 
-app = application("coopcyl", coopcyl.__doc__)
+
+def _checks():
+    from coopcyl.doctor import checks
+
+    return checks()
+
+
+app = application("coopcyl", coopcyl.__doc__, checks=_checks)
 main = partial(run_app, app)
-add_config_commands(app, "coopcyl.train_config:TrainConfig")
+add_config_commands(
+    app, "coopcyl.train_config:TrainConfig", groups=Path(__file__).parent / "groups"
+)
 
 RootOption = Annotated[
     Path | None,
@@ -29,7 +38,17 @@ RootOption = Annotated[
         "--root", help="Folder of train, validate, ...; without one: a small synthetic data set."
     ),
 ]
-SplitOption = Annotated[str | None, typer.Option("--split", help="Folder below the root.")]
+OtherRootOption = Annotated[
+    Path | None,
+    typer.Option("--root", help="Folder of train, validate, ...; without one: that of the run."),
+]
+SplitOption = Annotated[
+    str | None, typer.Option("--split", help="Folder below the root (default: train).")
+]
+OtherSplitOption = Annotated[
+    str | None,
+    typer.Option("--split", help="Folder below the root (default: what the run was judged on)."),
+]
 FrameOption = Annotated[
     str, typer.Option("--frame", help="Index of a time, or SCENARIO/TIME (000069).")
 ]
@@ -91,8 +110,8 @@ def lr(
 def evaluate(
     run: TrainedArgument,
     overrides: Overrides = None,
-    root: RootOption = None,
-    split: SplitOption = None,
+    root: OtherRootOption = None,
+    split: OtherSplitOption = None,
     oracle: Annotated[
         list[str] | None,
         typer.Option(help="Replace a stage by the truth: depth, match or pose; repeatable."),
@@ -124,13 +143,13 @@ def evaluate(
 def predict(
     run: TrainedArgument,
     overrides: Overrides = None,
-    root: RootOption = None,
-    split: SplitOption = None,
+    root: OtherRootOption = None,
+    split: OtherSplitOption = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines.")] = Path(
         "predictions.jsonl"
     ),
 ) -> None:
-    """Predict the poses of every set of a split, one JSON line each."""
+    """Predict the poses of all vehicles at every time of a split, one JSON line each."""
     from coopcyl.judging import Question, run_predictions
 
     typer.echo(run_predictions(Question(run, overrides, root, split), output))
@@ -140,8 +159,8 @@ def predict(
 def render(
     run: TrainedArgument,
     overrides: Overrides = None,
-    root: RootOption = None,
-    split: SplitOption = None,
+    root: OtherRootOption = None,
+    split: OtherSplitOption = None,
     frame: FrameOption = "0",
     rerun: RerunOption = False,
     output: OutputOption = Path("scenes"),
@@ -174,8 +193,8 @@ def viz(
 def parity(
     run: TrainedArgument,
     overrides: Overrides = None,
-    root: RootOption = None,
-    split: SplitOption = None,
+    root: OtherRootOption = None,
+    split: OtherSplitOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Hold training against prediction on the same sets; exit code 3 if they differ."""

@@ -55,6 +55,7 @@ def run_validation(request: Request, *, samples: int, as_json: bool, output: Pat
     settings, tree = request.open(strict=False)
     result = validate(tree, settings.reader(), samples, say)
     if output is not None:
+        looking.make_folder(output.parent)
         write_atomic(output, result.to_json() + "\n")
     sys.stdout.write((result.to_json() if as_json else _as_text(result)) + "\n")
     return result.passed

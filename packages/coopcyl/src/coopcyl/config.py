@@ -59,7 +59,7 @@ class DatasetSection(Config):
         True, description="refuse a split with missing files; false: leave them out and count them"
     )
     skip: Path | None = Field(
-        None, description="file with scenario/agent/time or scenario per line to leave out"
+        None, description="file of what to leave out: scenario[/agent[/time]], one per line"
     )
 
     def depth(self) -> DepthSource:

@@ -1,8 +1,11 @@
 """Data sets that every clone can make: synthetic crossings in OPV2V's files, written once."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+
+from loom.files import explained
 
 from coopcyl.config import DatasetSection
 from coopcyl.data.synth.write import SynthOptions, write_tree
@@ -60,6 +63,22 @@ def list_split(root: Path, split: str, dataset: DatasetSection) -> Tree:
 
 
 def _write_once(root: Path, options: SynthOptions, say: Callable[[str], None]) -> None:
-    if not (root / options.split).is_dir():
-        count = write_tree(root, options)
-        say(f"[data] no dataset.root: {count} synthetic vehicle frames were written to {root}")
+    """Write a split unless it is there; it takes its name when all of it is written.
+
+    An interrupted command leaves nothing that a later one would take for the whole. Of two that
+    write at once, the second one finds the split of the first and drops its own.
+    """
+    folder = root / options.split
+    if folder.is_dir():
+        return
+    say(f"[data] no dataset.root: {options.scenarios} synthetic scenarios are made first, once")
+    with explained(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{options.split}.", dir=root) as partial:
+            count = write_tree(Path(partial), options)
+            try:
+                (Path(partial) / options.split).rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+    say(f"[data] {count} synthetic vehicle frames were written to {root}")

@@ -20,7 +20,14 @@ from coopcyl.geometry.alignment import DEFAULT_SOLVER, SolverOptions
 from coopcyl.geometry.view import View
 from coopcyl.metrics import mask_metrics, pose_baselines, pose_metrics, range_metrics, trans_err_m
 from coopcyl.models.inputs import as_input
-from coopcyl.models.predict import Network, Oracle, OracleKind, SetPrediction, predict
+from coopcyl.models.predict import (
+    Network,
+    Oracle,
+    OracleKind,
+    SetPrediction,
+    predict,
+    range_along_rays,
+)
 
 VIEW_METRICS = (
     "absrel",
@@ -191,7 +198,7 @@ def _view_rows(found: SetPrediction, sample: SetSample) -> np.ndarray:
     rows = []
     for i, view in enumerate(found.views):
         true, covered = sample.range_m[i], sample.covered[i]
-        row = range_metrics(view["depth_along_ray"][0, ..., 0].cpu().numpy(), true, true > 0)
+        row = range_metrics(range_along_rays(view, sample.origins[i]), true, true > 0)
         if sample.surface_known[i]:
             chance = view["non_ambiguous_mask_logits"][0].sigmoid().cpu().numpy()
             row |= mask_metrics(chance[covered], sample.surface[i][covered])

@@ -12,7 +12,7 @@ import typer
 from loom.config import resolve
 from loom.drawing import print_table
 from loom.errors import UserError
-from loom.files import explained, write_atomic, write_json
+from loom.files import write_atomic, write_json
 
 from coopcyl.batches import SetBatch, collate
 from coopcyl.data.cache import StitchedCache
@@ -27,7 +27,8 @@ from coopcyl.evaluate import (
     evaluation_sets,
     predict_sample,
 )
-from coopcyl.looking import choose_frame, see
+from coopcyl.guard import require_this_checkout
+from coopcyl.looking import choose_frame, make_folder, see
 from coopcyl.models.cylnet import CylNet
 from coopcyl.models.predict import OracleKind, SetPrediction
 from coopcyl.pages import SHOWN
@@ -43,6 +44,7 @@ _LADDER: dict[str, frozenset[OracleKind]] = {
     "true matches": frozenset({"match"}),
     "true ranges and matches": frozenset({"depth", "match"}),
 }
+_EVERYTHING = ("dataset.val.max_sets_per_epoch=null", "dataset.val.views=[2,100]")
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,18 @@ class Question:
     root: Path | None = None
     split: str | None = None
 
-    def open(self) -> "Asked":
-        """Read the network and list the sets."""
+    def open(self, defaults: Sequence[str] = ()) -> "Asked":
+        """Read the network and list the sets.
+
+        Args:
+            defaults: `KEY=VALUE` over the run's settings and under the overrides.
+        """
+        require_this_checkout(Path.cwd(), Path(__file__).parent)
         restored = restore_model(self.run)
         flags = {"dataset.root": self.root, "dataset.val.split": self.split}
         source = restored.run / "config.yaml"
-        config = resolve(TrainConfig, source, self.overrides, flags=flags).config
+        overrides = (*defaults, *(self.overrides or ()))
+        config = resolve(TrainConfig, source, overrides, flags=flags).config
         _require_same_network(restored.config, config)
         tree = open_town(config.dataset, config.dataset.val.split, _say)
         return Asked(restored, config, tree, StitchedCache(config.dataset.cache, config.reader()))
@@ -103,8 +111,8 @@ def run_evaluation(
     as_json: bool,
 ) -> None:
     """Judge a network, print and write the result."""
-    asked = question.open()
     stages = _LADDER if ladder else {_name(oracle): _oracle(oracle)}
+    asked = question.open()
     found = {name: asked.evaluate(kinds) for name, kinds in stages.items()}
     first = next(iter(found.values()))
     if shuffle:
@@ -117,12 +125,12 @@ def run_evaluation(
         "results": {name: results(each) for name, each in found.items()},
     }
     if output is not None:
-        with explained(output.parent):
-            output.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(output.parent)
         write_json(output, content)
     if as_json:
         typer.echo(json.dumps(content, indent=2))
         return
+    typer.echo(f"{content['sets']} sets of {asked.tree.split}, network of step {content['step']}")
     print_results(found)
     curve = ", ".join(f"{share:.0%}: {m:.2f} m" for share, m in confidence_curve(first, SHARES))
     typer.echo(f"median error of the most confident: {curve}")
@@ -152,8 +160,18 @@ def print_results(found: dict[str, Evaluation]) -> None:
 
 
 def shuffled(found: Evaluation) -> Evaluation:
-    """Return the predictions beside the true poses of other rows: what is left must be chance."""
-    return replace(found, truths=np.roll(found.truths, 1, axis=0))
+    """Return the predictions beside the true poses of other sets: what is left must be chance.
+
+    Raises:
+        UserError: One set has half of the rows or more, so that some would meet their own.
+    """
+    rows = np.bincount(found.sets)
+    if 2 * rows.max() > rows.sum():
+        raise UserError(
+            f"{np.count_nonzero(rows)} sets are too few to exchange their poses",
+            hint="take a split with more times, or leave out --shuffle",
+        )
+    return replace(found, truths=np.roll(found.truths, rows.max(), axis=0))
 
 
 def run_parity(question: Question, *, as_json: bool) -> bool:
@@ -181,8 +199,9 @@ def parity(restored: Restored, batch: SetBatch, found: Iterable[SetPrediction]) 
     """Return the largest differences between a training batch's outputs and predictions."""
     if not isinstance(restored.model, CylNet):
         raise UserError("MapAnything takes one path only", hint="parity is about model=cylnet")
+    device = next(restored.model.parameters()).device
     with torch.no_grad():
-        maps = restored.model(batch.views, batch.per_set)
+        maps = restored.model(batch.views.to(device), batch.per_set)
     views = [view for each in found for view in each.views]
     ours = {
         "log depth_along_ray": maps.pixel_log_range,
@@ -217,8 +236,8 @@ def run_rendering(question: Question, *, frame: str, output: Path, rerun: bool =
 
 
 def run_predictions(question: Question, output: Path) -> str:
-    """Predict every set of a split and write one JSON line for each; return what was done."""
-    asked = question.open()
+    """Predict all vehicles at every time of a split, one JSON line each; return what was done."""
+    asked = question.open(_EVERYTHING)
     solver = asked.config.solver.build()
     lines = []
     for chosen in asked.sets():
@@ -226,8 +245,9 @@ def run_predictions(question: Question, output: Path) -> str:
         found = predict_sample(asked.restored.model, sample, solver)
         lines.append(json.dumps(_row(chosen, found)))
     header = json.dumps({"split": asked.tree.split, **asked.restored.sources()})
+    make_folder(output.parent)
     write_atomic(output, "\n".join([header, *lines]) + "\n")
-    return f"{len(lines)} sets of {asked.tree.split}: {output}"
+    return f"{len(lines)} times of {asked.tree.split}: {output}"
 
 
 def _row(chosen: EvaluationSet, found: SetPrediction) -> dict[str, Any]:

@@ -29,4 +29,5 @@ class OverallLossOptions(Config):
 
     name: Literal["overall_loss"] = "overall_loss"
     mask: float = Field(0.3, ge=0, description="non-ambiguous mask")
+    conf_alpha: float = Field(0.2, ge=0, description="reward of the confidence of points")
     pos_weight: PosWeight = Field(1.0, description=_POS_WEIGHT)

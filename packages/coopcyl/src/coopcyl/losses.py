@@ -61,6 +61,18 @@ class GeometryWeights(NamedTuple):
 _EQUAL = GeometryWeights()
 
 
+class Confidence(NamedTuple):
+    """How sure a network says it is of each point.
+
+    Attributes:
+        value: `(b, v, h, w)`, at least 1.
+        alpha: Reward of confidence; see `confident_loss`.
+    """
+
+    value: Tensor
+    alpha: float
+
+
 def robust_loss(error: Tensor, alpha: float = ALPHA, scale: float = SCALE) -> Tensor:
     """Return Barron's general robust loss of error vectors `(..., d)`, `(...)`.
 
@@ -114,8 +126,12 @@ def geometry_losses(
     valid: Tensor,
     covered: Tensor,
     weights: GeometryWeights = _EQUAL,
+    confidence: Confidence | None = None,
 ) -> dict[str, Term]:
     """Return the terms of the factored-geometry loss.
+
+    A view without any depth has no scale, so its translation takes no part; nor does the scale of a
+    set in which no view has one.
 
     Args:
         found: The prediction.
@@ -123,6 +139,7 @@ def geometry_losses(
         valid: `(b, v, h, w)` where the truth has a depth.
         covered: `(b, v, h, w)` where a camera looks: rays are supervised there.
         weights: Of the terms.
+        confidence: Weighs the points in the first view's frame by it, where it is given.
     """
     scale_found = mean_distance(found.points, valid)
     scale_wanted = mean_distance(wanted.points, valid)
@@ -142,8 +159,15 @@ def geometry_losses(
     metric_found = torch.log1p(found.metric_scale * scale_found.detach())
     metric_wanted = torch.log1p(wanted.metric_scale * scale_wanted)
     rays = robust_loss(found.ray_directions - wanted.ray_directions)
+    has_depth = valid.flatten(2).any(dim=-1)
+    points = difference("points", pressed=True)
     return {
-        "points": Term(masked_mean(difference("points", pressed=True), valid), weights.points),
+        "points": Term(
+            masked_mean(points, valid)
+            if confidence is None
+            else confident_loss(points, confidence.value, valid, confidence.alpha),
+            weights.points,
+        ),
         "points_own": Term(
             masked_mean(difference("points_own", pressed=True), valid), weights.points_own
         ),
@@ -155,9 +179,14 @@ def geometry_losses(
             quaternion_loss(found.quaternions, wanted.quaternions).mean(), weights.quaternions
         ),
         "translations": Term(
-            difference("translations", pressed=False).mean(), weights.translations
+            masked_mean(difference("translations", pressed=False), has_depth), weights.translations
         ),
-        "scale": Term(robust_loss((metric_found - metric_wanted)[..., None]).mean(), weights.scale),
+        "scale": Term(
+            masked_mean(
+                robust_loss((metric_found - metric_wanted)[..., None]), has_depth.any(dim=1)
+            ),
+            weights.scale,
+        ),
     }
 
 
@@ -222,7 +251,7 @@ class NonAmbiguousMaskLoss(nn.Module):
         return MaskLoss(each.sum() / count, metrics)
 
 
-def confident_loss(values: Tensor, confidence: Tensor, mask: Tensor, alpha: float = 0.2) -> Tensor:
+def confident_loss(values: Tensor, confidence: Tensor, mask: Tensor, alpha: float) -> Tensor:
     """Return `confidence * loss - alpha log confidence`, the mean over a mask.
 
     Args:

@@ -1,5 +1,10 @@
 """The notes' `overall_loss`: MapAnything's robust losses on factored geometry, and the mask.
 
+Terms and weights are those of its `configs/loss/overall_loss.yaml`, with the points in the
+first view's frame weighed by their confidence. Left out are its special cases: the worst 5 % of
+pixels count, since the data are simulated, and there are no losses on normals and gradients, whose
+neighbouring pixels may belong to two cameras. Terms are means over views, which MapAnything adds.
+
 Nothing in it is in metres; see `coopcyl.losses`. What is measured in metres stands beside it.
 """
 
@@ -8,7 +13,7 @@ from loom.loop import Losses, Term
 
 from coopcyl.batches import SetBatch
 from coopcyl.loss_options import OverallLossOptions
-from coopcyl.losses import NonAmbiguousMaskLoss, geometry_losses
+from coopcyl.losses import Confidence, NonAmbiguousMaskLoss, geometry_losses
 from coopcyl.models.mapanything import MapAnythingAdapter, found_geometry, true_geometry
 
 
@@ -20,7 +25,9 @@ def overall_loss(model: MapAnythingAdapter, batch: SetBatch, options: OverallLos
     valid = (batch.truth.range_m > 0).unflatten(0, shape)
     covered = batch.views.covered.unflatten(0, shape)
     truth = true_geometry(batch.views, batch.truth.range_m, batch.truth.poses)
-    terms = dict(geometry_losses(found_geometry(found), truth, valid, covered))
+    sure = torch.stack([view["conf"] for view in found], dim=1).float()
+    confidence = Confidence(sure, options.conf_alpha)
+    terms = geometry_losses(found_geometry(found), truth, valid, covered, confidence=confidence)
     known = covered & batch.truth.surface_known.view(*shape, 1, 1)
     mask = NonAmbiguousMaskLoss(options.pos_weight)(
         torch.stack([view["non_ambiguous_mask_logits"] for view in found], dim=1).float(),

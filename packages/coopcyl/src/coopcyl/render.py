@@ -19,7 +19,7 @@ from coopcyl.data.tree import AgentFrame, Frame
 from coopcyl.geometry.rig import Rig
 from coopcyl.geometry.view import View
 from coopcyl.metrics import mask_metrics, range_metrics, rot_err_deg, trans_err_m
-from coopcyl.models.predict import SetPrediction
+from coopcyl.models.predict import SetPrediction, range_along_rays
 from coopcyl.rerun_export import write_recording
 from coopcyl.scene_page import SceneView, scene_page
 
@@ -123,11 +123,12 @@ def _shown(
     range_m, mask = sample.range_m[i], sample.surface[i]
     if not sample.surface_known[i]:
         mask = range_m > 0
+    points = sample.origins[i] + range_m[..., None] * sample.rays[i]
     if found is not None:
         outputs = found.views[i]
-        range_m = outputs["depth_along_ray"][0, ..., 0].cpu().numpy()
+        range_m = range_along_rays(outputs, sample.origins[i])
         mask = outputs["non_ambiguous_mask"][0].cpu().numpy()
-    points = sample.origins[i] + range_m[..., None] * sample.rays[i]
+        points = outputs["pts3d_cam"][0].cpu().numpy()
     chosen = mask & (range_m > 0)
     shown = np.where(chosen, range_m, 0)
     pictures = {
@@ -145,7 +146,7 @@ def _arrays(sample: SetSample, found: SetPrediction | None, i: int) -> dict[str,
     if found is not None:
         outputs = found.views[i]
         arrays |= {
-            "depth": outputs["depth_along_ray"][0, ..., 0].cpu().numpy(),
+            "depth": range_along_rays(outputs, sample.origins[i]),
             "points": outputs["pts3d"][0].cpu().numpy(),
             "mask_logits": outputs["non_ambiguous_mask_logits"][0].cpu().numpy(),
             "conf": outputs["conf"][0].cpu().numpy(),
@@ -164,7 +165,7 @@ def _facts(sample: SetSample, found: SetPrediction | None, i: int) -> dict[str, 
     if found is None:
         return facts
     outputs = found.views[i]
-    range_m = outputs["depth_along_ray"][0, ..., 0].cpu().numpy()
+    range_m = range_along_rays(outputs, sample.origins[i])
     facts |= {
         "trans_err_m": trans_err_m(found.poses[i], sample.poses[i]),
         "rot_err_deg": rot_err_deg(found.poses[i], sample.poses[i]),
@@ -176,7 +177,7 @@ def _facts(sample: SetSample, found: SetPrediction | None, i: int) -> dict[str, 
     facts["pred_mask_mean"] = float(chance.mean())
     if sample.surface_known[i]:
         facts |= mask_metrics(chance, sample.surface[i][covered])
-    return facts
+    return {name: value for name, value in facts.items() if np.isfinite(value)}
 
 
 def map_picture(points: np.ndarray, colours: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from loom.checkpoint import Checkpoints, newest_folder
 from loom.config import resolve
+from loom.device import choose_device
 from loom.files import sha256_file
 
 from coopcyl.models.predict import Network
@@ -14,7 +15,7 @@ from coopcyl.train_config import TrainConfig
 
 
 class Restored(NamedTuple):
-    """A network in evaluation mode, its settings, and where both come from."""
+    """A network in evaluation mode on the best device, its settings, and where both come from."""
 
     model: Network
     config: TrainConfig
@@ -49,4 +50,4 @@ def restore_model(path: Path) -> Restored:
     loaded = checkpoints.load(folder)
     model = new_model(config, torch.Generator())
     model.load_state_dict(loaded.state["ema"] or loaded.state["model"])
-    return Restored(model.eval(), config, loaded.step, run, folder)
+    return Restored(model.to(choose_device()).eval(), config, loaded.step, run, folder)

@@ -134,6 +134,9 @@ scene.views.forEach((view, number) => {
   label.append(box, ` ${view.agent}`);
   document.getElementById("vehicles").append(label);
 });
+for (const picture of document.querySelectorAll(".rows img")) {
+  picture.onclick = () => picture.classList.toggle("whole");
+}
 let held = null;
 canvas.onpointerdown = (event) => {
   held = [event.clientX, event.clientY];

@@ -71,7 +71,8 @@ def scene_page(title: str, note: str, views: Sequence[SceneView]) -> str:
         f'<h1>{escape(title)}</h1><p class="note">{escape(note)}</p>'
         '<div class="bar"><span id="pose"></span><span id="colour"></span>'
         '<span id="vehicles"></span></div>\n<canvas id="cloud"></canvas>'
-        '<p class="note">Drag to turn, shift and drag to move, wheel to come closer.</p>\n'
+        '<p class="note">Drag to turn, shift and drag to move, wheel to come closer. '
+        "A click enlarges a picture below.</p>\n"
         f"{_facts(views)}\n{_pictures(views)}\n"
         f'<script id="scene" type="application/json">{content}</script>\n'
         f"<script>\n{script}</script></body></html>\n"

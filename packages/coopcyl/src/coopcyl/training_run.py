@@ -12,6 +12,7 @@ from loom.device import choose_device
 from loom.drawing import print_table
 from loom.files import write_json
 from loom.run import Run
+from loom.run_directory import settings_of
 
 from coopcyl.data.cache import StitchedCache
 from coopcyl.data.tree import Tree
@@ -39,8 +40,7 @@ def run_training(
 ) -> Path:
     """Train, judge the result, write the page; return the run directory."""
     require_this_checkout(Path.cwd(), Path(__file__).parent)
-    if resume and source is None and directory is not None:
-        source = directory if (directory / "config.yaml").is_file() else None
+    source = settings_of(source, directory, resume=resume)
     resolved = resolve(TrainConfig, source, overrides, groups=groups_of(source), flags=flags)
     last: list[Evaluation] = []
     run: Run[TrainConfig] | None = None

@@ -38,11 +38,12 @@ def runs(
     from dataclasses import asdict
 
     from loom.drawing import print_table
+    from loom.record import json_safe
     from loom.runs import find_runs, shown_age, shown_gates
 
     found = find_runs(root)
     if as_json:
-        typer.echo(json.dumps([asdict(each) for each in found], indent=2))
+        typer.echo(json.dumps(json_safe([asdict(each) for each in found]), indent=2))
         return
     if not found:
         typer.echo(f"{root}: no runs")
@@ -75,8 +76,10 @@ def watch(
 
 @app.command()
 def compare(
-    first: RunArgument,
-    second: RunArgument,
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="A run, or a folder with the seeds of a condition.")
+    ],
+    second: Annotated[Path, typer.Argument(metavar="B", help="What it is compared with.")],
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a page with the curves as well.")
     ] = None,
@@ -89,11 +92,12 @@ def compare(
     from loom.comparison import compare as compare_runs
     from loom.comparison import comparison_report, with_interval
     from loom.drawing import print_table
+    from loom.record import json_safe
 
     found = compare_runs(first, second)
     page = comparison_report(found).write(html) if html is not None else None
     if as_json:
-        metrics = [asdict(row) for row in found.metrics]
+        metrics = json_safe([asdict(row) for row in found.metrics])
         typer.echo(json.dumps({"settings": found.settings, "metrics": metrics}, indent=2))
         return
     typer.echo("\n".join(found.settings) if found.settings else "the settings are the same")
@@ -113,9 +117,11 @@ def compare(
 
 @app.command()
 def report(
-    run: RunArgument = Path("runs"),
+    run: Annotated[
+        Path, typer.Argument(metavar="[RUN]", help="Directory of a run; with --all, of runs.")
+    ] = Path("runs"),
     every: Annotated[
-        bool, typer.Option("--all", help="RUN is a folder of runs: write its index.html.")
+        bool, typer.Option("--all", help="Write the page that links every run below the folder.")
     ] = False,
     output: Annotated[
         Path | None,
@@ -123,13 +129,16 @@ def report(
     ] = None,
 ) -> None:
     """Write a run's report, one HTML file that needs nothing else, or the index of all runs."""
-    from loom.report_index import REPORT_FILE, write_index
+    from loom.report_index import write_index
     from loom.report_run import run_report
+    from loom.run_directory import REPORT_FILE
+    from loom.runs import require_run
 
     if every:
         typer.echo(write_index(run, output))
-    else:
-        typer.echo(run_report(run).write(output or run / REPORT_FILE))
+        return
+    require_run(run, hint="`loom report --all` takes a folder of runs")
+    typer.echo(run_report(run).write(output or run / REPORT_FILE))
 
 
 @app.command()

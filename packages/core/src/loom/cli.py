@@ -48,7 +48,7 @@ RunDir = Annotated[
     typer.Option("--run-dir", help="Directory of the run (default: runs/THREAD/NAME)."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 ExecutorOption = Annotated[
     str,
     typer.Option(
@@ -308,7 +308,10 @@ def _import_model(name: str) -> type[Any]:
     module, _, attribute = name.partition(":")
     hint = "write --model package.module:Class, or use the thread's own command"
     if not attribute:
-        raise UserError(f"{name or 'nothing'} does not name a config class", hint=hint)
+        raise UserError(
+            f"{name} does not name a config class" if name else "no config class was named",
+            hint=hint,
+        )
     try:
         model = getattr(importlib.import_module(module), attribute, None)
     except ImportError as error:

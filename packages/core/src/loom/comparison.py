@@ -101,6 +101,8 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
 
 def _side(path: Path, name: str) -> Side:
     """Read one side; its configuration is that of its first run."""
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such folder", hint="give a run, or a folder of runs")
     if (path / CONFIG_FILE).is_file():
         runs = [path]
     else:

@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import resource
+import shlex
 import shutil
 import site
 import subprocess
@@ -127,6 +128,7 @@ def core_checks(distribution: str = "loom-core") -> list[Check]:
         Check("shared memory", lambda: check_shared_memory(Path("/dev/shm"))),  # noqa: S108
         Check("open files", check_open_files),
         Check("installs", lambda: check_installs(list(packages), sys.path)),
+        Check("commit", lambda: check_commit(Path(__file__).parent)),
         Check("variables", lambda: check_variables(os.environ)),
         Check(".pth files", lambda: check_pth_files(site_directories())),
     ]
@@ -307,6 +309,25 @@ def check_installs(packages: Sequence[str], search_path: Sequence[str]) -> Findi
                 f"remove the copies that you do not mean: uv pip uninstall {package}",
             )
     return Finding("ok", f"{', '.join(packages)} in one place each")
+
+
+def check_commit(package: Path) -> Finding:
+    """Check that git can tell a run its commit; it refuses a checkout of somebody else's."""
+    from loom.provenance import git_state
+
+    checkout = next((each for each in package.parents if (each / ".git").exists()), None)
+    if checkout is None:
+        return Finding("ok", "not a checkout: runs record the versions of the packages")
+    state = git_state(str(package))
+    if state is None:
+        return Finding(
+            "warn",
+            f"git does not read {checkout}: runs will not know their commit",
+            f"git config --global --add safe.directory {shlex.quote(str(checkout))}, "
+            "or install git",
+        )
+    changes = "with uncommitted changes" if state["dirty"] else "clean"
+    return Finding("ok", f"{str(state['commit'])[:12]} of {checkout}, {changes}")
 
 
 def check_variables(environment: os._Environ[str] | dict[str, str]) -> Finding:

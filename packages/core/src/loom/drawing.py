@@ -9,6 +9,7 @@ import typer
 
 from loom.config import Config, sections
 from loom.errors import UserError
+from loom.record import json_safe
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 60
@@ -26,7 +27,7 @@ def print_table(
     """
     if as_json:
         listed = [dict(zip(columns, row, strict=True)) for row in rows]
-        typer.echo(json.dumps(listed, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(json_safe(listed), indent=2, ensure_ascii=False, allow_nan=False))
         return
     from rich.console import Console
     from rich.table import Table

@@ -155,7 +155,9 @@ def write_results(path: Path, results: Sequence[GateResult]) -> None:
 def gates_missed(missed: Sequence[GateResult | str]) -> GateMissed:
     """Return the error that ends a run with missed gates."""
     messages = [item if isinstance(item, str) else item.message for item in missed]
-    return GateMissed("; ".join(messages), hint="the run directory holds all values in gates.json")
+    return GateMissed(
+        "; ".join(messages), hint="report.html in the run's directory shows what it did"
+    )
 
 
 class InvariantWatch:

@@ -126,7 +126,7 @@ class JobProcess:
         facts = {
             "exit": code,
             "seconds": round(seconds, 3),
-            "peak_mb": round(self._peak_mb, 1),
+            "peak_mb": round(self._peak_mb, 1) if self.job.memory_mb is not None else None,
         }
         if self._ended_because == "interrupted":
             return Ending("interrupted", "", facts)

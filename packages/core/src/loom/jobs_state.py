@@ -148,7 +148,7 @@ def take_over(sweep: Sweep, root: Path, resume: bool) -> dict[str, dict[str, Any
     known: dict[str, dict[str, Any]] = {}
     if path.exists():
         require_same(sweep, root)
-        known = read_json(root / STATUS_FILE)["jobs"] if (root / STATUS_FILE).exists() else {}
+        known = _jobs_by_name(root / STATUS_FILE) if (root / STATUS_FILE).exists() else {}
     for entry in known.values():
         if entry["state"] == "running":
             entry["state"] = "interrupted"
@@ -164,9 +164,9 @@ def require_same(sweep: Sweep, root: Path) -> None:
     Raises:
         UserError: A job changed, or there is no sweep.
     """
-    was = {job["name"]: job for job in read_json(root / SWEEP_FILE)["jobs"]}
-    described = [job.description() for job in sweep.jobs]
-    changed = [job["name"] for job in described if was.get(job["name"], job) != job]
+    was = {job.name: job.description() for job in Sweep.read(root / SWEEP_FILE).jobs}
+    now = {job.name: job.description() for job in sweep.jobs}
+    changed = [name for name, job in now.items() if was.get(name, job) != job]
     if changed:
         raise UserError(
             f"{root}: {', '.join(changed)} changed since the sweep began",
@@ -174,11 +174,26 @@ def require_same(sweep: Sweep, root: Path) -> None:
         )
 
 
+def _jobs_by_name(path: Path) -> dict[str, dict[str, Any]]:
+    """Read what a `status.json` knows of each job."""
+    content = read_json(path)
+    known = content.get("jobs") if isinstance(content, dict) else None
+    needed = {"state", "attempts"}
+    if not isinstance(known, dict) or not all(
+        isinstance(entry, dict) and needed <= entry.keys() for entry in known.values()
+    ):
+        raise UserError(
+            f"{path}: not what a sweep writes",
+            hint="the file was edited or is another program's; without it every job runs again",
+        )
+    return known
+
+
 def is_alive_here(entry: Mapping[str, Any]) -> bool:
     """Whether the process of a job's entry runs on this machine."""
     here = entry.get("host", socket.gethostname()) == socket.gethostname()
-    start = entry["process_start"]
-    return here and start is not None and processes.start_time(entry["pid"]) == start
+    start, pid = entry.get("process_start"), entry.get("pid")
+    return here and start is not None and pid is not None and processes.start_time(pid) == start
 
 
 def why_skip(job: Job, known: Mapping[str, Any], directory: Path, *, retry_failed: bool) -> str:

@@ -106,9 +106,15 @@ class Ledger:
             raise gating.gates_missed(fatal or ["a gate is missed, see rank 0"])
 
     def improves(self, metrics: Mapping[str, float | None]) -> bool:
-        """Tell whether the best checkpoint would be that of the present step."""
+        """Tell whether the best checkpoint would be that of the present step.
+
+        Sharded weights take every process to save, so rank 0's answer is everybody's.
+        """
+        if self._best_key not in metrics:
+            return False
         score = self._score(metrics)
-        return score is not None and (self._best is None or score > self._best)
+        better = score is not None and (self._best is None or score > self._best)
+        return bool(distributed.agree(better and self._run.is_main))
 
     def save(self, metrics: Mapping[str, float | None], *, final: bool = False) -> None:
         """Write a checkpoint of the present step.

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from loom import distributed
+from loom import distributed, farewell
 from loom.gates import Gate, Invariant
 from loom.guards import FiniteGuard, require_finite
 from loom.ledger import Ledger, Metrics
@@ -117,7 +117,7 @@ def fit(
     """
     if steps < 1 or log_interval < 1 or (checkpoint_interval or 1) < 1:
         raise ValueError(f"steps {steps}, {log_interval=}, {checkpoint_interval=}: 1 or more each")
-    with distributed.group(), StopSignals() as signals:
+    with distributed.group(), farewell.together(), StopSignals() as signals:
         clock = Throughput()
         guard = FiniteGuard(run.dir / "nonfinite", distributed.shard().rank)
         updater = Updater(

@@ -17,10 +17,18 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from loom.config import Resolved, config_hash, differences, plain
+from loom.config import (
+    Config,
+    Resolved,
+    completed,
+    config_hash,
+    differences,
+    flatten,
+    plain,
+)
 from loom.errors import UserError
 from loom.files import sha256_file
-from loom.record import storable
+from loom.record import json_safe
 
 _CORE = "loom"
 _DISTRIBUTIONS = {"loom": "loom-core"}
@@ -32,10 +40,10 @@ def facts(thread: str, resolved: Resolved[Any], *, seed: int, world_size: int) -
     own = found.get(thread.replace("-", "_"), found[_CORE])
     return {
         "thread": thread,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(Path(sys.argv[0])), *sys.argv[1:]]),
         "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "working_directory": str(Path.cwd()),
-        "config": _json_safe(plain(resolved.config)),
+        "config": json_safe(plain(resolved.config)),
         "config_hash": config_hash(resolved.config),
         "config_source": resolved.source,
         "config_origins": resolved.origins,
@@ -53,14 +61,15 @@ def facts(thread: str, resolved: Resolved[Any], *, seed: int, world_size: int) -
 
 
 def continued(
-    saved: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str], directory: Path
+    saved: Mapping[str, Any], now: Mapping[str, Any], config: Config, directory: Path
 ) -> dict[str, Any]:
     """Return the content of `run.json` for a run that goes on.
 
     Args:
         saved: what the file holds.
         now: the facts of this process.
-        free: dotted keys of the configuration, or of sections of it, that may change.
+        config: the settings of this process. A key that they have gained since the run began is no
+            difference while it stands at its default: the run had no other value.
         directory: the run's, for the message.
 
     Raises:
@@ -68,7 +77,9 @@ def continued(
             `key: was -> now`.
     """
     try:
-        changes = differences(saved["config"], now["config"])
+        before = json_safe(completed(type(config), saved["config"]))
+        changes = differences(before, now["config"])
+        free = config.free_on_resume
         allowed = [change for change in changes if _is_free(change.partition(": ")[0], free)]
         refused = [change for change in changes if change not in allowed]
         if saved["thread"] != now["thread"]:
@@ -76,7 +87,9 @@ def continued(
         refused += differences(_paths(saved), _paths(now))
         allowed += differences(_surroundings(saved), _surroundings(now))
         resumes = [*saved["resumes"]]
-    except (KeyError, TypeError, AttributeError) as error:
+        gained = dict(flatten(before)).keys() - dict(flatten(saved["config"])).keys()
+        gained -= {change.partition(": ")[0] for change in allowed}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{directory}/run.json: is not what Loom wrote: {error!r}",
             hint="archive the directory and start anew",
@@ -88,7 +101,8 @@ def continued(
             hint="go back to what it began with, or start a new run",
         )
     kept = ("command", "began", "git", "packages", "host", "device", "threads", "world_size")
-    resumes.append({key: now[key] for key in kept} | {"changed": allowed})
+    changes = {"changed": allowed, "gained": sorted(gained)}
+    resumes.append({key: now[key] for key in kept} | changes)
     return {
         **saved,
         "config": now["config"],
@@ -175,6 +189,11 @@ def fingerprint(source: Path | str) -> tuple[str, str | None]:
     return sha256_file(path), str(path.resolve())
 
 
+def _program(script: Path) -> str:
+    """Return what the user called: `pinpad` for the script and for `python -m pinpad`."""
+    return script.parent.name if script.name == "__main__.py" else script.name
+
+
 def _paths(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return where the code of a run lies; torch is told by its version alone."""
     return {f"package {k}": v["path"] for k, v in facts["packages"].items() if k != "torch"}
@@ -189,15 +208,6 @@ def _surroundings(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_free(key: str, free: Collection[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in free)
-
-
-def _json_safe(value: Any) -> Any:
-    """Return the value with the floats that JSON lacks as text."""
-    if isinstance(value, dict):
-        return {key: _json_safe(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_json_safe(item) for item in value]
-    return storable(value) if isinstance(value, float) else value
 
 
 def _version(distribution: str) -> str | None:

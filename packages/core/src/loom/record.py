@@ -19,6 +19,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from loom.errors import UserError
 from loom.files import explained, write_atomic
@@ -174,6 +175,15 @@ def storable(value: float | None) -> float | str | None:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
+def json_safe(value: Any) -> Any:
+    """Return a tree of mappings and lists with the floats that JSON lacks as `storable` text."""
+    if isinstance(value, Mapping):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return storable(value) if isinstance(value, float) else value
+
+
 def _to_json(row: Row) -> bytes:
     text = json.dumps({k: storable(v) for k, v in row.items()}, ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
@@ -224,7 +234,7 @@ class _Table:
 
     def check(self, keys: Iterable[str]) -> None:
         """Refuse two keys that would share a column."""
-        owners = dict(self._columns)
+        owners = {"step": "step", "time": "time"} | self._columns
         for key in keys:
             owner = owners.setdefault(_column(key), key)
             if owner != key:

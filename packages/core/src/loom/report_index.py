@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from loom.errors import UserError
 from loom.report import Cell, Link, Report
 from loom.report_run import run_report
+from loom.run_directory import REPORT_FILE
 from loom.runs import Summary, find_runs, shown_gates
 
-REPORT_FILE = "report.html"
 INDEX_FILE = "index.html"
 
 
@@ -17,7 +18,7 @@ def write_index(root: Path, output: Path | None = None) -> Path:
     """Write the page of all runs below a folder, and the report of each run that has none.
 
     A run that has ended keeps the report that its thread wrote; one without a report gets the
-    standard one.
+    standard one, where its folder can be written.
 
     Args:
         root: The folder of the runs.
@@ -32,7 +33,8 @@ def write_index(root: Path, output: Path | None = None) -> Path:
     for each in summaries:
         report = Path(each.path) / REPORT_FILE
         if not report.exists():
-            run_report(Path(each.path)).write(report)
+            with suppress(UserError):  # a folder that cannot be written stands there without a link
+                run_report(Path(each.path)).write(report)
     output = output if output is not None else root / INDEX_FILE
     return index_report(summaries, output.parent).write(output)
 
@@ -55,9 +57,10 @@ def index_report(summaries: Sequence[Summary], base: Path) -> Report:
 
 def _cells(each: Summary, base: Path, root: Path) -> list[Cell]:
     run = Path(each.path).resolve()
+    name = run.relative_to(root).as_posix()
     link = Path(os.path.relpath(run / REPORT_FILE, base)).as_posix()
     return [
-        Link(run.relative_to(root).as_posix(), link),
+        Link(name, link) if (run / REPORT_FILE).is_file() else name,
         each.thread or "",
         each.state.replace("_", " "),
         "" if each.step is None else f"{each.step} of {each.total}",

@@ -17,13 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from loom import native, provenance, run_directory
+from loom import farewell, native, provenance, run_directory
 from loom.config import Config, Resolved, resolve, to_yaml
 from loom.errors import GateMissed, UserError
 from loom.files import append_line, read_json, write_atomic, write_json
 from loom.progress import Heartbeat, Progress, write_text
 from loom.record import Records, read_records, storable
-from loom.run_directory import CONFIG_FILE, RUN_FILE
+from loom.run_directory import CONFIG_FILE, REPORT_FILE, RUN_FILE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +64,7 @@ class Run(Generic[C]):
         self._lock: BaseFileLock | None = None
         self._heartbeat: Heartbeat | None = None
         self._records: Records | None = None
+        self._metrics: dict[str, float | str | None] = {}
         self._progress: Progress | None = None
         self._resume_step: int | None = None
         self._listener: Callable[[str], None] | None = None
@@ -108,14 +109,8 @@ class Run(Generic[C]):
                 "the processes of one run have to agree on its directory",
                 hint="name the run's directory",
             )
-        if resume and source is None and directory is not None:
-            if (directory / CONFIG_FILE).is_file():
-                source = directory / CONFIG_FILE
-            elif directory.is_dir() and run_directory.is_vacant(directory):
-                raise UserError(
-                    f"{directory}: the run ended before it had written its configuration",
-                    hint="give the configuration again, as at its beginning",
-                )
+        if not isinstance(source, Resolved):
+            source = run_directory.settings_of(source, directory, resume=resume)
         resolved = source if isinstance(source, Resolved) else resolve(model, source, overrides)
         if directory is None:
             directory = run_directory.choose(RUNS / thread, _name(resolved, thread), resume=resume)
@@ -196,8 +191,8 @@ class Run(Generic[C]):
                 self._resume_step = max(steps, default=0)
             self._records = Records(self.dir, self._resume_step, on_notice=self.info)
         self._records.record(step, metrics)
-        last = {k: None if v is None else storable(float(v)) for k, v in metrics.items()}
-        self.status(metrics=last)
+        self._metrics |= {k: None if v is None else storable(float(v)) for k, v in metrics.items()}
+        self.status(metrics=dict(self._metrics))
 
     def resume_at(self, step: int) -> None:
         """Say from which step a resumed run goes on: the records of later steps are dropped.
@@ -281,6 +276,8 @@ class Run(Generic[C]):
         trace: TracebackType | None,
     ) -> None:
         native.on_notice(self._listener)
+        if error is not None:
+            farewell.announce()
         if not self.is_main:
             return
         state, reason = self._outcome(error)
@@ -293,6 +290,8 @@ class Run(Generic[C]):
         with contextlib.suppress(*hidden), contextlib.ExitStack() as closing:
             if self._lock is not None:
                 closing.callback(self._lock.release)
+            if state == "gate_missed":
+                closing.callback(self._leave_page)
             if self._heartbeat is not None:
                 closing.callback(self._heartbeat.stop)
             closing.callback(self._note_torch)
@@ -301,6 +300,15 @@ class Run(Generic[C]):
                 closing.callback(self._records.close)
             if self._progress is not None:
                 closing.callback(self._progress.close)
+
+    def _leave_page(self) -> None:
+        """Write the standard page of a run whose thread will not come to its own."""
+        from loom.report_run import run_report
+
+        try:
+            run_report(self.dir).write(self.dir / REPORT_FILE)
+        except Exception as error:  # must not hide the gate
+            self._log(f"[run] no page: {type(error).__name__}: {error}")
 
     def _outcome(self, error: BaseException | None) -> tuple[str, str]:
         """Return state and reason: what the loop said, unless an error tells otherwise."""
@@ -334,7 +342,7 @@ class Run(Generic[C]):
             )
             if self.resumed:
                 saved = read_json(self.dir / RUN_FILE)
-                self._facts = provenance.continued(saved, now, self.config.free_on_resume, self.dir)
+                self._facts = provenance.continued(saved, now, self.config, self.dir)
             else:
                 self._facts = now
             write_atomic(self.dir / CONFIG_FILE, to_yaml(self.config))
@@ -351,9 +359,18 @@ class Run(Generic[C]):
         else:
             self.info(f"[run] {'goes on' if self.resumed else 'begins'} in {self.dir}")
         for notice in self._resolved.notices:
-            self.warn(notice)
-        for change in self._facts["resumes"][-1]["changed"] if self.resumed else ():
+            say = self.info if notice in self._resolved.overridden else self.warn
+            say(notice)
+        if self.resumed:
+            self._tell_changes(**{k: self._facts["resumes"][-1][k] for k in ("changed", "gained")})
+
+    def _tell_changes(self, changed: Sequence[str], gained: Sequence[str]) -> None:
+        """Say in which way a resume is not what the run was before."""
+        for change in changed:
             self.warn(f"[resume] {change}")
+        if gained:
+            keys = ", ".join(gained)
+            self.warn(f"[resume] newer code has settings of its own, at their defaults: {keys}")
 
     def _live(self) -> Mapping[str, Any]:
         return self._progress.status() if self._progress is not None else {}

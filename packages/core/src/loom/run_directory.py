@@ -18,6 +18,7 @@ CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
 STATUS_FILE = "status.json"
 GATES_FILE = "gates.json"
+REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"
 
 
@@ -51,6 +52,35 @@ def choose(root: Path, name: str, *, resume: bool) -> Path:
     return numbered[max(numbered)]
 
 
+def settings_of(source: Path | None, directory: Path | None, *, resume: bool) -> Path | None:
+    """Return the file a command takes its settings from.
+
+    Args:
+        source: the one that was named; it is taken as it is.
+        directory: the run's, where it was named.
+        resume: a resume without a source takes the settings of the run.
+
+    Returns:
+        A settings file, or None for the defaults.
+
+    Raises:
+        UserError: there is no run, or it ended so early that its settings are not known: they need
+            not have been the defaults.
+    """
+    if not resume or source is not None or directory is None:
+        return source
+    if (directory / CONFIG_FILE).is_file():
+        return directory / CONFIG_FILE
+    _require_folder(directory)
+    if is_vacant(directory):
+        raise UserError(
+            f"{directory}: the run ended before it had written its configuration",
+            hint="start it again as at its beginning, without --resume",
+        )
+    _require_vacant(directory, resume)
+    return None
+
+
 def claim(directory: Path, *, resume: bool = False, archive: bool = False) -> Claim:
     """Make the directory where needed, lock it, and see that no other run is in it.
 
@@ -64,8 +94,8 @@ def claim(directory: Path, *, resume: bool = False, archive: bool = False) -> Cl
         UserError: somebody is running in it, another run or something else is in it, there is
             nothing to resume, or the disk refuses. Nothing has been changed then.
     """
-    if resume and not directory.is_dir():
-        raise UserError(f"{directory}: there is no run to resume", hint="check the path")
+    if resume:
+        _require_folder(directory)
     if not archive and directory.is_dir() and not (directory / LOCK_FILE).exists():
         _require_vacant(directory, resume)  # leaves no lock file in a folder that is no run's
     lock = _lock(directory)
@@ -97,6 +127,11 @@ def move_aside(directory: Path) -> Path:
         return _archive(directory)
     finally:
         lock.release()
+
+
+def _require_folder(directory: Path) -> None:
+    if not directory.is_dir():
+        raise UserError(f"{directory}: there is no run to resume", hint="check the path")
 
 
 def _require_vacant(directory: Path, resume: bool) -> None:

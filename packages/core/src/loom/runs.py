@@ -73,6 +73,18 @@ def _run_directories(folder: Path, depth: int) -> Iterator[Path]:
             yield from _run_directories(child, depth - 1)
 
 
+def require_run(directory: Path, hint: str = "`loom runs` lists the runs") -> None:
+    """Refuse a folder that no run has written to.
+
+    Raises:
+        UserError: It is missing, or has neither facts nor a status.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory}: there is no such run", hint="`loom runs` lists the runs")
+    if not any((directory / name).is_file() for name in (RUN_FILE, STATUS_FILE)):
+        raise UserError(f"{directory}: is not a run's directory", hint=hint)
+
+
 def summary(directory: Path) -> Summary:
     """Return what a directory says of its run, whatever is missing or damaged in it."""
     run, _ = _attempt(lambda: read_json(directory / RUN_FILE))
@@ -180,6 +192,7 @@ def follow(
     Raises:
         UserError: The directory has no readable status.
     """
+    require_run(directory)
     shown: tuple[Any, ...] | None = None
     while True:
         status = read_status(directory)

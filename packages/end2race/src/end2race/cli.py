@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from loom.cli import application, run_app
+from loom.cli import add_config_commands, application, run_app
 
 import end2race
 from end2race.commands import cache, evaluate, importing, memory, simulate, train
@@ -28,3 +28,4 @@ evaluate.register(app)
 cache.register(app)
 memory.register(app)
 importing.register(app)
+add_config_commands(app, "end2race.config:StudentConfig")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from loom.config import Config
+from loom.errors import UserError
 from loom.gates import Gate
 from loom.schedule import Schedule, WarmupCosine
 from pydantic import Field, model_validator
@@ -95,8 +96,8 @@ class DistillationSection(Config):
 
     @property
     def has_teacher(self) -> bool:
-        """Whether there is anything to distil from."""
-        return self.cache_dir is not None or self.memory_dir is not None
+        """Whether there is anything to distil: somewhere to ask, and a term with a weight."""
+        return bool(self.fields) and (self.cache_dir is not None or self.memory_dir is not None)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -142,6 +143,19 @@ class TrainSection(Config):
         if self.max_steps is not None:
             return self.max_steps
         return max(1, round(self.epochs * windows / self.batch_size))
+
+    def schedules(self) -> dict[str, Schedule]:
+        """Return the learning rate over `max_steps`.
+
+        Raises:
+            UserError: It is not set: how many updates epochs make depends on the dataset.
+        """
+        if self.max_steps is None:
+            raise UserError(
+                "how many updates the epochs make depends on the dataset",
+                hint="say train.max_steps=N",
+            )
+        return {"lr": self.rate(self.max_steps)}
 
     def rate(self, steps: int) -> Schedule:
         """Learning rate over so many updates."""
@@ -200,5 +214,8 @@ class StudentConfig(DriverConfig):
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> "StudentConfig":
         if self.label_fraction == 0 and not self.labelled_segments and not self.kd.has_teacher:
-            raise ValueError("label_fraction is 0 and kd.cache_dir is null: nothing to learn from")
+            raise ValueError(
+                "label_fraction is 0, and there is no teacher (kd.cache_dir, kd.memory_dir) with a "
+                "weight: nothing to learn from"
+            )
         return self

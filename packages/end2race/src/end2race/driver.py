@@ -113,10 +113,9 @@ class Driver:
             if seen.points is None:
                 raise ValueError("a teacher needs points")
             frame = np.repeat(np.arange(self._cars), [len(cloud) for cloud in seen.points])
-            points = torch.from_numpy(np.concatenate([*seen.points, np.empty((0, 4), np.float32)]))
-            return self._model.encode(points, torch.from_numpy(frame), self._cars, impl=self._impl)[
-                1
-            ]
+            cloud = np.concatenate([*seen.points, np.empty((0, 4), np.float32)])
+            points, point_frame = (torch.from_numpy(each).to(device) for each in (cloud, frame))
+            return self._model.encode(points, point_frame, self._cars, impl=self._impl)[1]
         if seen.images is None:
             raise ValueError("a student needs images")
         return self._model.encode(torch.from_numpy(seen.images).to(device), impl=self._impl)[1]

@@ -6,8 +6,11 @@ The dataset is recorded once in the simulator, and the teacher trained once on i
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 DATASET = Path("data/end2race/racing")
@@ -22,12 +25,17 @@ TEACHER_SETTINGS = ("train.max_steps=200",)
 def default_dataset(say: Callable[[str], None], folder: Path = DATASET) -> Path:
     """Return the folder of the embedded dataset; record it if it is not there yet.
 
-    It is recorded beside its place and moved there as a whole, so it is complete or absent.
+    It is recorded beside its place and moved there as a whole, so it is complete or absent. Of
+    several processes one records it, and the others wait for it.
     """
     from end2race.data.dataset import FILE
     from end2race.sim.collect import Collection, collect
 
-    if not (folder / FILE).is_file():
+    if (folder / FILE).is_file():
+        return folder
+    with _alone(folder.parent):
+        if (folder / FILE).is_file():
+            return folder
         unfinished = folder.with_name(folder.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         frames = sum(
@@ -37,6 +45,21 @@ def default_dataset(say: Callable[[str], None], folder: Path = DATASET) -> Path:
         unfinished.rename(folder)
         say(f"[data] {frames:,} frames of the simulator were recorded to {folder}")
     return folder
+
+
+@contextmanager
+def _alone(folder: Path) -> Generator[None]:
+    """Wait until no other process of ours works in a folder."""
+    from loom.files import explained
+
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def default_teacher(

@@ -173,7 +173,8 @@ class OpenLoop:
 
     Attributes:
         drivers: Errors by name: `model`, `blanked` (the model without its sensor), `copycat`,
-            `constant` (the training mean).
+            `constant` (one action for all: the mean of the labels that were learned from, or of
+            the split where only a model is at hand).
     """
 
     drivers: dict[str, ActionErrors]
@@ -226,15 +227,22 @@ class OpenLoop:
 
 
 def open_loop(
-    model: Driving, reader: BatchReader, train_mean: np.ndarray, batch_size: int = 16
+    model: Driving, reader: BatchReader, mean: np.ndarray, batch_size: int = 16
 ) -> OpenLoop:
-    """Evaluate a model, the same without its sensor, and the trivial drivers."""
+    """Evaluate a model, the same without its sensor, and the trivial drivers.
+
+    Args:
+        model: The model.
+        reader: The windows.
+        mean: What the constant driver does, [2].
+        batch_size: Windows at a time.
+    """
     model.eval()
     actors = {
         "model": actor_of(model),
         "blanked": actor_of(model, blank=True),
         "copycat": copycat,
-        "constant": constant(train_mean),
+        "constant": constant(mean),
     }
     return OpenLoop(
         {name: open_loop_errors(actor, reader, batch_size) for name, actor in actors.items()}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from loom.device import choose_device
 from loom.drawing import print_table
@@ -17,13 +18,14 @@ from loom.files import read_text, write_atomic, write_json
 from end2race.cache.info import Expected
 from end2race.cache.store import TeacherCache
 from end2race.data.batches import Batch, BatchReader
+from end2race.data.calibration import Calibration
 from end2race.data.camera_root import join_camera
 from end2race.data.dataset import Dataset, open_dataset
 from end2race.data.windows import Window, windows
 from end2race.driving import sensor_of
 from end2race.embedded import default_dataset
 from end2race.evaluate import ActionErrors, actor_of, copycat, open_loop, open_loop_errors
-from end2race.restore import restore
+from end2race.restore import CameraFile, restore
 
 
 def evaluate_driver(
@@ -73,8 +75,15 @@ def evaluate_driver(
     dataset = open_dataset(root, (split,))
     if camera_root is not None:
         dataset = join_camera(dataset, camera_root, (split,))
-    listed = windows(dataset, split, seq_len or restored.file.seq_len)
+    listed = windows(
+        dataset, split, seq_len or restored.file.seq_len, target_shift=restored.file.target_shift
+    )
     camera = sensor_of(restored.model) == "camera"
+    if camera and not same_camera(restored.file.camera, dataset.info.calibration):
+        say(
+            f"[camera] the images are of another camera than the student's: it lifts them by its "
+            f"own calibration, not by that of {camera_root or root}"
+        )
     reader = BatchReader(dataset, listed, images=camera, points=not camera)
     mean = open_loop_errors(
         copycat, BatchReader(dataset, listed, images=False, points=False), 256
@@ -102,6 +111,16 @@ def evaluate_driver(
         facts = {"split": split, "checkpoint": str(checkpoint), "blanked_speed_unexplained": leak}
         write_json(json_path, {**facts, "drivers": rows})
     return rows
+
+
+def same_camera(own: CameraFile | None, other: Calibration | None) -> bool:
+    """Whether a student was made for the camera of a dataset."""
+    if own is None or other is None:
+        return own is other
+    return all(
+        np.allclose(getattr(own, name), getattr(other, name), atol=1e-6)
+        for name in CameraFile.model_fields
+    )
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from loom.errors import UserError
 from loom.loop import Term
 from torch import Tensor, nn
 from torch.nn import functional
@@ -133,11 +134,21 @@ class Distillation(nn.Module):
                 error = (self.adapters[name](aux["gru_out"]) - wanted).square()
             else:  # channels last for the adapter
                 own = self.adapters[name](aux["bev_feat_seq"].movedim(2, -1)).movedim(-1, 2)
+                _require_one_size(own, wanted)
                 error = (own - wanted).square()
             per_window = error.flatten(1).mean(1)
             value = (per_window * teacher.confidence).mean()
             errors[TERM_OF_FIELD[name]] = Term(value, self.weights[name])
         return errors
+
+
+def _require_one_size(own: Tensor, wanted: Tensor) -> None:
+    if own.shape != wanted.shape:
+        sizes = [f"{each.shape[-2]} x {each.shape[-1]}" for each in (own, wanted)]
+        raise UserError(
+            f"the student's map has {sizes[0]} cells, its teacher's {sizes[1]}",
+            hint="take presets with maps of one size, or leave --kd-bevfeat-w at 0",
+        )
 
 
 def _adapter(before: int, after: int) -> nn.Linear:

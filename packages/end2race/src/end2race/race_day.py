@@ -81,13 +81,17 @@ def baselines() -> dict[str, Policy]:
 
 
 def networks(checkpoints: Sequence[Path], hidden_mode: HiddenMode) -> dict[str, Policy]:
-    """Load trained drivers, by the names of their runs or files; equal names are numbered."""
+    """Load trained drivers, by the names of their runs or files; equal names are numbered.
+
+    A run that is called like a baseline gets a number, too, so that neither hides the other.
+    """
     from end2race.driver import Driver
 
     drivers: dict[str, Policy] = {}
+    taken = baselines().keys()
     for path in checkpoints:
         name, number = path.resolve().name, 2
-        while name in drivers:
+        while name in drivers or name in taken:
             name, number = f"{path.resolve().name} ({number})", number + 1
         drivers[name] = Driver.load(path, hidden_mode)
     return drivers

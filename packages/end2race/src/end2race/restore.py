@@ -61,6 +61,7 @@ class ModelFile(Config):
     kind: Literal["teacher", "student"]
     preset: str
     seq_len: int = pydantic.Field(ge=1)
+    target_shift: int = pydantic.Field(1, ge=1)
     view_transform: Literal["lift_splat", "identity"] = "lift_splat"
     camera: CameraFile | None = None
 
@@ -81,7 +82,7 @@ class Restored:
 
     def settings(self) -> dict[str, Any]:
         """Return what the answers depend on besides the weights, as plain values."""
-        return plain(self.file)
+        return {k: v for k, v in plain(self.file).items() if k != "target_shift"}
 
 
 def camera_file(camera: Any) -> CameraFile:

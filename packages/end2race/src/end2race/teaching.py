@@ -15,7 +15,7 @@ import torch
 from loom.errors import UserError
 from loom.run import Run
 
-from end2race.cache.info import Expected
+from end2race.cache.info import Expected, disagreements
 from end2race.cache.store import TeacherCache
 from end2race.config import StudentConfig
 from end2race.data.batches import BatchReader
@@ -134,6 +134,8 @@ def open_teaching(
             weight, or lacks windows for which there is no memory and no leave to skip.
     """
     section = config.kd
+    if not section.has_teacher:
+        return None
     keys = [window.key for window in drives.train]
     cache = cached = None
     if section.cache_dir is not None:
@@ -161,6 +163,8 @@ def open_teaching(
                 hint="export and build it again with this --seq-len",
             )
         require_fields(bank.cache, fields)
+        if cache is not None:
+            require_one_teacher(bank.cache, cache, fields, allow_stale=section.allow_stale)
         run.use("memory", bank.cache.info.teacher_sha256)
         absent = set(cache.missing(keys)) if cache is not None else set(keys)
         vectors = asking_vectors(bank, drives, [w for w in drives.train if w.key in absent])
@@ -180,7 +184,7 @@ def open_teaching(
     if cache is None or cached is None:
         return None
     coverage = cache.coverage(keys)
-    if coverage.found < coverage.wanted and section.missing == "error":
+    if not coverage.found or (coverage.found < coverage.wanted and section.missing == "error"):
         raise UserError(
             f"{section.cache_dir} answers only {coverage}",
             hint="finish the export with --resume; --kd-missing skip distils what is there, and "
@@ -196,6 +200,26 @@ def require_fields(cache: TeacherCache, fields: Sequence[str]) -> None:
         raise UserError(
             f"{cache.directory} holds no {', '.join(absent)}",
             hint="export it with --save-bev-feat, or set that weight to 0",
+        )
+
+
+def require_one_teacher(
+    remembered: TeacherCache, cache: TeacherCache, fields: Sequence[str], *, allow_stale: bool
+) -> None:
+    """Refuse a memory of another teacher than the cache's: one adapter cannot serve two.
+
+    Raises:
+        UserError: The teachers differ, and that is not allowed, or the shapes of their answers do.
+    """
+    expected = Expected(
+        teacher_sha256=None if allow_stale else cache.info.teacher_sha256,
+        fields={name: cache.info.fields[name] for name in fields},
+    )
+    if complaints := disagreements(remembered.info, expected):
+        raise UserError(
+            f"the memory's answers in {remembered.directory} are not those of the teacher in "
+            f"{cache.directory}: {'; '.join(complaints)}",
+            hint="build the memory on a cache of the same teacher",
         )
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from loom import distributed
 from loom.errors import UserError
 from loom.loop import FitResult, Losses, Shard
 from loom.run import Run
@@ -37,6 +38,7 @@ def train_student(config: StudentConfig, run: Run) -> tuple[CameraBEVStudent, Fi
         kind="student",
         preset=config.preset,
         seq_len=config.data.seq_len,
+        target_shift=config.data.target_shift,
         view_transform=config.view_transform,
         camera=camera_file(drives.dataset.info.calibration),
     )
@@ -93,7 +95,7 @@ def labelled_segments(config: StudentConfig, run: Run) -> tuple[str, ...] | None
         return None
     dataset: Dataset = open_dataset(config.data.root, (config.data.train_split,))
     names = sorted(segment.name for segment in dataset.segments)
-    count = math.ceil(config.label_fraction * len(names))
+    count = math.ceil(round(config.label_fraction * len(names), 9))  # 0.07 x 100 is 7
     chosen = run.rng("labelled segments").permutation(len(names))[:count]
     return tuple(names[index] for index in sorted(chosen))
 
@@ -115,7 +117,16 @@ def window_streams(
     if not len(labelled):
         return [(others, size)]
     count = min(max(1, round(config.labelled_share * size)), size)
-    return [(labelled, count), (others, size - count)] if count < size else [(labelled, size)]
+    if count == size:
+        return [(labelled, size)]
+    parts = distributed.shard().world * config.train.accumulate
+    if count % parts or size % parts:
+        raise UserError(
+            f"{count} labelled windows of a batch of {size} cannot be split evenly over {parts} "
+            "parts (processes x train.accumulate)",
+            hint="raise train.batch_size or labelled_share",
+        )
+    return [(labelled, count), (others, size - count)]
 
 
 def announce(run: Run, config: StudentConfig, drives: Drives) -> None:
@@ -127,5 +138,7 @@ def announce(run: Run, config: StudentConfig, drives: Drives) -> None:
     )
     steer, speed, _ = config.action_weights
     run.info(f"[loss] against labels: {steer:g} x degrees^2 + {speed:g} x (m/s)^2")
-    if not config.kd.has_teacher:
+    if not config.kd.fields:
+        run.info("[kd] every weight is 0: behaviour cloning alone")
+    elif not config.kd.has_teacher:
         run.info("[kd] no teacher cache: behaviour cloning alone (--teacher-cache-dir takes one)")

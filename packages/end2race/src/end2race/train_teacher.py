@@ -23,7 +23,12 @@ def train_teacher(config: TeacherConfig, run: Run) -> tuple[LiDARBEVTeacher, Fit
         f"[data] {count:,} training windows of {config.data.seq_len} frames, "
         f"{len(drives.validation or ()):,} for validation"
     )
-    file = ModelFile(kind="teacher", preset=config.preset, seq_len=config.data.seq_len)
+    file = ModelFile(
+        kind="teacher",
+        preset=config.preset,
+        seq_len=config.data.seq_len,
+        target_shift=config.data.target_shift,
+    )
     model: LiDARBEVTeacher = new_model(config, run, file)
 
     weights = config.loss.weights()

@@ -83,6 +83,8 @@ def open_drives(
         )
     for split in splits:
         run.use(f"data/{split}", dataset.fingerprint(split))
+    if sensor == "camera" and dataset.info.calibration is not None:
+        run.use("camera", dataset.info.calibration.sha256)
 
     def listed(split: str) -> tuple[Window, ...]:
         return tuple(windows(dataset, split, data.seq_len, data.stride, data.target_shift))

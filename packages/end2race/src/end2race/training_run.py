@@ -14,11 +14,13 @@ from loom.files import read_json, write_json
 from loom.report import Report
 from loom.report_run import run_report
 from loom.run import Run
+from loom.run_directory import settings_of
 
 from end2race.config import DriverConfig, StudentConfig, TeacherConfig
 from end2race.driving import sensor_of
 from end2race.embedded import default_dataset
 from end2race.evaluate import OpenLoop, open_loop
+from end2race.train_student import labelled_segments
 from end2race.training import open_drives, target_mean
 
 THREAD = "end2race"
@@ -82,8 +84,7 @@ def run_training(
     Returns:
         The run directory.
     """
-    if resume and source is None and directory is not None:
-        source = directory if (directory / "config.yaml").is_file() else None
+    source = settings_of(source, directory, resume=resume)
     resolved = resolve(model, source, overrides, flags=flags)
     if resolved.config.data.root is None:
         root = default_dataset(typer.echo)
@@ -117,7 +118,8 @@ def judge(run: Run[Any], model: Any) -> OpenLoop | None:
     config: DriverConfig = run.config
     if config.train.validate_interval is None:
         return None
-    drives = open_drives(config, run, sensor_of(model))
+    labelled = labelled_segments(config, run) if isinstance(config, StudentConfig) else None
+    drives = open_drives(config, run, sensor_of(model), labelled)
     if drives.validation is None:
         return None
     judged = open_loop(model, drives.validation, target_mean(drives))

@@ -13,6 +13,7 @@ from loom.checkpoint import Checkpoints, newest_folder
 from loom.config import resolve
 from loom.errors import UserError
 from loom.run import Run
+from loom.run_directory import settings_of
 
 from featdistill.assess import assess_teacher, read_results
 from featdistill.data.ply import ply_of, read_ply, write_ply
@@ -38,8 +39,7 @@ def run_teacher(
     archive: bool = False,
 ) -> Path:
     """Fit a teacher, score it on the test views, write the page; return the run directory."""
-    if resume and source is None and directory is not None:
-        source = directory if (directory / "config.yaml").is_file() else None
+    source = settings_of(source, directory, resume=resume)
     flags: dict[str, Any] = {
         "data.scene": scene,
         "data.width": width,

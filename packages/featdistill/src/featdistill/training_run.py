@@ -13,6 +13,7 @@ from loom.checkpoint import Checkpoints
 from loom.config import Resolved, resolve
 from loom.errors import GateMissed
 from loom.run import Run
+from loom.run_directory import settings_of
 
 from featdistill.assess import Assessment, assess, read_results
 from featdistill.config import TrainConfig
@@ -38,8 +39,7 @@ def run_training(
     archive: bool = False,
 ) -> Path:
     """Train, judge every evaluation view, write the page; return the run directory."""
-    if resume and source is None and directory is not None:
-        source = directory if (directory / "config.yaml").is_file() else None
+    source = settings_of(source, directory, resume=resume)
     flags = {"train.max_steps": max_steps, "log_interval": log_interval}
     resolved = resolve(TrainConfig, source, overrides, flags=flags)
     whole = resolve(TrainConfig, source, overrides).config.train.max_steps

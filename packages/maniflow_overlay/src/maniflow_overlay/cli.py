@@ -97,6 +97,9 @@ def paths_generate(
     only_first: Annotated[
         bool, typer.Option("--only-first", help="Ask for the first frame of each episode only.")
     ] = False,
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N of each task (default: all).")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=16, help="Of the first answer.")] = None,
     timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for one call.")] = 120.0,
     retries: Annotated[int, typer.Option(min=0, help="After failed calls of one frame.")] = 3,
@@ -119,6 +122,7 @@ def paths_generate(
         instructions=instruction or [],
         stride=stride,
         only_first=only_first,
+        episodes=episodes,
         max_tokens=max_tokens,
         timeout_s=timeout,
         retries=retries,

@@ -71,13 +71,21 @@ def eval_matrix(
         list[Path] | None, typer.Option("--policy", help="A training run; repeatable.")
     ] = None,
     config: ConfigOption = None,
-    episodes: Annotated[int | None, typer.Option(min=1, help="Of each cell.")] = None,
-    scene: Annotated[str | None, typer.Option(help="auto, tabletop or planar.")] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="Of each cell (default: 200).")
+    ] = None,
+    scene: Annotated[
+        str | None, typer.Option(help="auto, tabletop or planar (default: auto).")
+    ] = None,
     run_dir: RunDir = None,
     resume: Resume = False,
     archive: Archive = False,
 ) -> None:
-    """Play policies and baselines in every condition on the same episodes, and compare them."""
+    """Play policies and baselines in every condition on the same episodes, and compare them.
+
+    Further settings: tasks, occluded, qualities, baselines, checkpoint, seed, shown, at_a_time; all
+    stand in the config.yaml of a matrix.
+    """
     from maniflow_overlay.evaluation.run import matrix_command
 
     matrix_command(

@@ -16,7 +16,7 @@ from loom.cli import (
     add_config_commands,
 )
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a training run.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -50,6 +50,8 @@ def train(
 ) -> None:
     """Train a policy on a frame store and validate it; the page of the run is written at the end.
 
+    `config show` lists every setting with its value.
+
     Several processes: torchrun --nproc-per-node 2 -m maniflow_overlay train --run-dir RUN.
     """
     from maniflow_overlay.training_run import run_training
@@ -79,7 +81,8 @@ def status(
 
 
 def report(run: RunArgument) -> None:
-    """Write the page of a run again."""
+    """Write the page of a training or of a matrix again."""
+    from maniflow_overlay.evaluation.page import is_matrix, write_page
     from maniflow_overlay.figures import write_report
 
-    typer.echo(f"report: {write_report(run)}")
+    typer.echo(f"report: {write_page(run) if is_matrix(run) else write_report(run)}")

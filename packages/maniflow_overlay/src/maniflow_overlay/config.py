@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from loom.config import Config
 from loom.gates import Gate
 from loom.schedule import Schedule, WarmupCosine
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from maniflow_overlay.arms import Arm, Fuse, Mode
 from maniflow_overlay.policy.presets import PRESETS, Preset, PresetName
@@ -130,6 +130,11 @@ class TrainConfig(Config):
     log_every: int = Field(20, ge=1)
     watchdog_s: Positive = Field(300.0, description="without a step, all stacks are written")
     gates: tuple[Gate, ...] = ()
+
+    @field_validator("store", "encoder_weights", "text_encoder")
+    @classmethod
+    def _at_home(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser()
 
     @model_validator(mode="after")
     def _parts_of_a_batch(self) -> TrainConfig:

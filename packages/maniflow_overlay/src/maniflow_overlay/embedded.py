@@ -6,6 +6,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock
+from loom.files import explained
+
 from maniflow_overlay.data.commands import attach_command, convert_command
 from maniflow_overlay.data.frame_store import MANIFEST
 from maniflow_overlay.data.path_layers import FOLDER, STATUS
@@ -24,12 +27,16 @@ def embedded_store(say: Callable[[str], None]) -> Path:
     scene = chosen_scene("auto", say)
     root = ROOT / scene
     store = root / "store"
-    if (store / MANIFEST).is_file() and (store / FOLDER / STATUS).is_file():
+    with explained(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / ".lock")
+    with lock:  # trainings that begin together wait for the first
+        if (store / MANIFEST).is_file() and (store / FOLDER / STATUS).is_file():
+            return store
+        say(f"[data] recording {EPISODES} episodes of the {scene} scene in {root}, once")
+        shutil.rmtree(store, ignore_errors=True)
+        episodes = root / "episodes"
+        collect(Collection(("pick_place",), EPISODES, scene), episodes, lambda count: None)
+        convert_command(episodes, store, [], "head", SIZE)
+        attach_command(store, episodes / PATHS / f"{MIXED}.jsonl")
         return store
-    say(f"[data] recording {EPISODES} episodes of the {scene} scene in {root}, once")
-    shutil.rmtree(store, ignore_errors=True)
-    episodes = root / "episodes"
-    collect(Collection(("pick_place",), EPISODES, scene), episodes, lambda count: None)
-    convert_command(episodes, store, [], "head", SIZE)
-    attach_command(store, episodes / PATHS / f"{MIXED}.jsonl")
-    return store

@@ -145,7 +145,7 @@ def run_parts(
             for part, path in zip(parts, written, strict=True)
         ],
     )
-    slots = min(jobs, os.cpu_count() or 1) if executor == "local" else None
+    slots = min(jobs, _processors()) if executor == "local" else None
     resume = (root / "sweep.json").is_file()
     failed = []
     for event in make_executor(executor, slots).run(sweep, root, resume, retry_failed=True):
@@ -158,6 +158,13 @@ def run_parts(
             hint="the same command runs what is missing",
         )
     return written
+
+
+def _processors() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def remove_parts(output: Path) -> None:

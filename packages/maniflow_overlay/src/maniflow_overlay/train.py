@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from loom import distributed
 from loom.device import choose_device
+from loom.errors import UserError
 from loom.files import sha256_file
 from loom.loop import Every, FitResult, Prefetch, TrainState, fit
 from loom.run import Run
@@ -148,12 +149,12 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Policy, FitResult
         Watchdog(run.dir, run.info, run.warn, limit_s=config.watchdog_s) as watchdog,
     ):
         device = choose_device(config.device)
+        precision = _precision(config, device)
         data = read_data(config, run)
         state = new_state(config, new_policy(config, data, run).to(device))
         if state.sharded:
             run.info(f"[shard] weights are spread over {distributed.shard().world} processes")
         total = config.total_steps(len(data.training))
-        precision = _precision(config, device)
         run.info(
             f"[policy] {config.preset}, {config.mode}, {config.fuse}: "
             f"{parameter_count(state.model):,} parameters on {device} in {precision}; {total} "
@@ -243,4 +244,10 @@ def _precision(config: TrainConfig, device: torch.device) -> Precision:
     if config.precision == "auto":
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         return "bf16" if bf16 else "fp32"
+    if config.precision == "bf16" and device.type == "cpu" and config.size.trunk == "resnet18":
+        raise UserError(
+            f"precision bf16 with the ResNet of preset {config.preset} on a CPU: torch's bfloat16 "
+            "gradient of one of its convolutions is at times not finite there",
+            hint="precision=fp32, or auto, which takes bf16 on a GPU only",
+        )
     return config.precision

@@ -10,6 +10,7 @@ import typer
 from loom.config import Resolved, resolve
 from loom.drawing import print_table
 from loom.run import Run
+from loom.run_directory import settings_of
 
 from maniflow_overlay.config import TrainConfig
 from maniflow_overlay.embedded import embedded_store
@@ -28,8 +29,7 @@ def run_training(
     archive: bool = False,
 ) -> Path:
     """Train, validate on every window, write the page; return the run directory."""
-    if resume and source is None and directory is not None:
-        source = directory if (directory / "config.yaml").is_file() else None
+    source = settings_of(source, directory, resume=resume)
     whole = resolve(TrainConfig, source).config.steps
     resolved = _with_store(resolve(TrainConfig, source, overrides, flags=flags), overrides, flags)
     with Run.open(

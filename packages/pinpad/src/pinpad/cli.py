@@ -192,7 +192,14 @@ def boundaries_eval(
         list[str] | None,
         typer.Option(help="random, random:0.1, periodic, periodic:30, frame_delta."),
     ] = None,
-    event: Annotated[list[str] | None, typer.Option(help="True events to judge against.")] = None,
+    event: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="True events to judge against: sequence_append, pad_enter, pad_leave, progress, "
+            "wrong_pad, reward, respawn, wall_bump, background (pad under the player or pause "
+            "changes), delta. Default: sequence_append, pad_enter, reward and delta."
+        ),
+    ] = None,
     permutations: Annotated[int, typer.Option(min=1, help="Shifts for the p value.")] = 9_999,
     seed: Annotated[int, typer.Option(min=0, help="Of shifts and intervals.")] = 0,
     output: Annotated[
@@ -235,6 +242,10 @@ def boundaries_draw(
         typer.echo(f"picture: {path}")
 
 
+StatusFile = Annotated[
+    Path | None,
+    typer.Option(envvar="STATUS_FILE", help="Status file of the sweep, where no LOGROOT is given."),
+]
 LogRoot = Annotated[
     Path | None,
     typer.Argument(
@@ -297,7 +308,8 @@ def sweep(
     ] = None,
     executor: ExecutorOption = "local",
     run_log: Annotated[
-        Path | None, typer.Option(envvar="RUN_LOG", help="A file that gets what is printed, too.")
+        Path | None,
+        typer.Option(envvar="RUN_LOG", help="A file that gets every line of progress, too."),
     ] = None,
     status_file: Annotated[
         Path | None,
@@ -350,9 +362,7 @@ def sweep(
 @app.command()
 def monitor(
     logroot: LogRoot = None,
-    status_file: Annotated[
-        Path | None, typer.Option(envvar="STATUS_FILE", help="Status file of the sweep.")
-    ] = None,
+    status_file: StatusFile = None,
     once: Annotated[bool, typer.Option("--once", help="Show the state and end.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -360,12 +370,10 @@ def monitor(
     import json
 
     from pinpad.sweep import monitor as show
-    from pinpad.sweep.execute import newest_log_root
+    from pinpad.sweep.execute import named_log_root
     from pinpad.sweep.state import read_sweep
-    from pinpad.sweep.status_file import log_root
 
-    named = logroot or status_file
-    root = log_root(named) if named else newest_log_root()
+    root = named_log_root(logroot or status_file)
     if as_json:
         for state in [read_sweep(root)] if once else show.states(root):
             typer.echo(json.dumps(state.as_json()))
@@ -375,12 +383,11 @@ def monitor(
 
 
 @app.command()
-def stop(logroot: LogRoot = None) -> None:
+def stop(logroot: LogRoot = None, status_file: StatusFile = None) -> None:
     """Stop a sweep as Ctrl-C would: its trainings write a checkpoint, --resume completes it."""
     from pinpad.sweep import execute
-    from pinpad.sweep.status_file import log_root
 
-    execute.stop(log_root(logroot) if logroot else execute.newest_log_root(), typer.echo)
+    execute.stop(execute.named_log_root(logroot or status_file), typer.echo)
 
 
 @app.command()

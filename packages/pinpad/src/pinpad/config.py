@@ -141,6 +141,10 @@ class WorldConfig(Config):
                 f"{self.vta_max_seg_len}: no training window is long enough for the rule to act"
             )
 
+    def all_updates(self) -> int:
+        """Return the updates of a run."""
+        return self.updates
+
     def dynamics(self) -> "RssmSettings | VtaSettings":
         """Return the settings of the chosen latent dynamics."""
         if self.dynamics_type == "rssm":

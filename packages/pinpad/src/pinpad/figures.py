@@ -21,6 +21,7 @@ from loom.errors import UserError
 from loom.files import read_json, write_atomic, write_json
 from loom.report import Report
 from loom.report_run import run_report
+from loom.run_directory import RUN_FILE
 from PIL import Image
 
 from pinpad.boundary import canvas
@@ -115,6 +116,11 @@ def trace(run: Path, episode: Episode) -> Traced:
         if above.shape != (len(episode),):
             raise UserError(f"{stored}: abs_surprise has shape {above.shape}", hint="judge again")
         scores["abs_surprise"] = above.astype(np.float64)
+    if not scores.keys() & {"posterior", "surprise"}:
+        raise UserError(
+            f"{run / SCORES}: no scores of episode {episode.name}",
+            hint=f"judge again: `pinpad boundaries eval {run}`",
+        )
     events = episode.events.get(EVENT, np.zeros(len(episode), bool))
     count = int(events[1:].sum())
     if "posterior" not in scores:
@@ -220,7 +226,16 @@ def _png(picture: Array) -> bytes:
 
 
 def write_report(run: Path) -> Path:
-    """Write a run's `report.html`: returns if somebody acted, boundaries if they were judged."""
+    """Write a run's `report.html`: returns if somebody acted, boundaries if they were judged.
+
+    Raises:
+        UserError: There is no run in the folder, or a file is damaged.
+    """
+    if run.is_dir() and not any((run / name).exists() for name in (RUN_FILE, "evaluation")):
+        raise UserError(
+            f"{run}: holds neither a run nor a sweep",
+            hint="give the folder that `pinpad train` or `pinpad sweep` made",
+        )
     judged = read_json(run / OUTPUT)["judgements"] if (run / OUTPUT).is_file() else []
     pictures = draw_run(run) if judged else []
 

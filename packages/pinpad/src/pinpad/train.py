@@ -16,6 +16,7 @@ from loom.loop import Every, FitResult, Losses, Term, TrainState, fit
 from loom.run import Run
 from torch import Tensor
 
+from pinpad.data.episodes import require_same_frames
 from pinpad.data.players import parse_mix
 from pinpad.data.replay import Replay
 from pinpad.envs.layouts import MOVES, layout_name
@@ -84,6 +85,8 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Agent[Any], FitRe
             "an agent that acts trains in one process",
             hint="start it without torchrun; wm_only=true learns in several",
         )
+    heldout = heldout_episodes(config)
+    require_same_frames((config.size, config.size, 3), heldout[0].image.shape[1:])
     rooms = Rooms(
         layout_name(config.task),
         config.envs,
@@ -115,11 +118,12 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Agent[Any], FitRe
             memory.add(rooms.envs, rooms.action, reward, rooms.is_first)
 
     def loss(agent: Agent[Any], data: Seen, step: int) -> Losses:
-        exploring = config.expl_behavior != "greedy" and len(memory) < config.expl_until
+        env_steps = memory.total * config.envs
+        exploring = config.explores(env_steps)
         interest = Interest(config.expl_extr_scale, config.expl_intr_scale) if exploring else TASK
         parts, metrics = agent.losses(data, draws, interest, behaviour=step >= config.pretrain // 2)
         measured: dict[str, float | Tensor | None] = {
-            "train/env_steps": float(memory.total * config.envs),
+            "train/env_steps": float(env_steps),
             "train/rewards_held": float(memory.rewards),
             **{f"train/{name}": value for name, value in metrics.items()},
         }
@@ -128,7 +132,7 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Agent[Any], FitRe
         terms = {name: Term(part.value, part.weight) for name, part in parts.items()}
         return Losses(terms, measured)
 
-    steps, windows = config.all_updates(), Evaluation(heldout_episodes(config), config)
+    steps, windows = config.all_updates(), Evaluation(heldout, config)
 
     def evaluate(agent: Agent[Any]) -> dict[str, float | None]:
         found = windows(agent.world)

@@ -61,7 +61,9 @@ class TrainConfig(WorldConfig):
     slow_target_fraction: Fraction = 0.02
 
     expl_behavior: Literal["greedy", "plan2explore"] = "greedy"
-    expl_until: int = Field(0, ge=0, description="last environment step with a novelty bonus")
+    expl_until: int = Field(
+        0, ge=0, description="environment step at which the novelty bonus ends; 0: never"
+    )
     expl_extr_scale: NotNegative = Field(1.0, description="weight of the task while exploring")
     expl_intr_scale: NotNegative = Field(1.0, description="weight of novelty while exploring")
     disag_models: int = Field(8, ge=2)
@@ -97,7 +99,7 @@ class TrainConfig(WorldConfig):
         return self
 
     def all_updates(self) -> int:
-        """Return the updates of a run."""
+        """Return the updates of a run; those of an agent too where nobody acts."""
         if self.updates:
             return self.updates
         acted = max(0, self.steps - self.prefill)
@@ -108,6 +110,12 @@ class TrainConfig(WorldConfig):
         """Return how often each room has been acted in by the agent before an update."""
         frames = self.batch_size * self.batch_length
         return int(max(0, step - self.pretrain) * frames / self.train_ratio) // self.envs
+
+    def explores(self, env_steps: int) -> bool:
+        """Return whether novelty counts after so many environment steps."""
+        if self.expl_behavior == "greedy":
+            return False
+        return self.expl_until == 0 or env_steps < self.expl_until
 
     def judging(
         self,

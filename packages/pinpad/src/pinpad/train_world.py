@@ -19,7 +19,7 @@ from torch import Tensor
 from pinpad.boundary.matching import average_precision
 from pinpad.config import WorldConfig
 from pinpad.data.collect import record_episodes
-from pinpad.data.episodes import Episode, episode_files, read_episode
+from pinpad.data.episodes import Episode, episode_files, read_episode, require_same_frames
 from pinpad.data.players import parse_mix
 from pinpad.data.windows import WindowSampler
 from pinpad.envs.layouts import MOVES
@@ -83,7 +83,18 @@ class Evaluation:
     """
 
     def __init__(self, episodes: Sequence[Episode], config: WorldConfig) -> None:
-        """Choose the windows, half of them with a reward if there is any."""
+        """Choose the windows, half of them with a reward if there is any.
+
+        Raises:
+            UserError: No episode is long enough.
+        """
+        longest = max(map(len, episodes))
+        if longest < CONTEXT + AHEAD:
+            raise UserError(
+                f"the held-out episodes have {longest} frames at most, but a model is judged on "
+                f"{CONTEXT + AHEAD}: {CONTEXT} that it sees and {AHEAD} that it predicts",
+                hint=f"set time_limit={CONTEXT + AHEAD - 1} or more, or give longer ones",
+            )
         sampler = WindowSampler(
             episodes,
             batch_size=EVALUATION_WINDOWS,
@@ -146,12 +157,7 @@ def train_world(config: WorldConfig, run: Run[WorldConfig]) -> tuple[WorldModel,
         seed=config.seed,
     )
     pixels = int(np.prod(sampler.image.shape[1:]))
-    if heldout[0].image[0].size != pixels:
-        raise UserError(
-            f"held-out frames are {heldout[0].image.shape[1:]}, those learnt from "
-            f"{sampler.image.shape[1:]}",
-            hint="collect both with the same size",
-        )
+    require_same_frames(sampler.image.shape[1:], heldout[0].image.shape[1:])
     device = choose_device(config.device)
     model = new_model(config, pixels, run.generator("model")).to(device)
     model.fit_pixels(*pixel_statistics(sampler.image))
@@ -172,7 +178,7 @@ def train_world(config: WorldConfig, run: Run[WorldConfig]) -> tuple[WorldModel,
     result = fit(
         run,
         state,
-        steps=config.updates,
+        steps=config.all_updates(),
         batch=batch,
         loss=loss,
         lr=lambda step: config.model_lr,

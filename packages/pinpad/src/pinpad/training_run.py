@@ -9,8 +9,8 @@ from loom.config import Resolved, resolve
 from loom.drawing import print_table
 from loom.errors import UserError
 from loom.run import Run
+from loom.run_directory import settings_of
 
-from pinpad import returns
 from pinpad.figures import write_report
 from pinpad.train_config import PRESETS, TrainConfig, preset_names
 
@@ -43,8 +43,7 @@ def run_training(
     archive: bool = False,
 ) -> Path:
     """Train an agent, or a world model with `wm_only`; return the run directory."""
-    if resume and source is None and directory is not None:
-        source = directory if (directory / "config.yaml").is_file() else None
+    source = settings_of(source, directory, resume=resume)
     resolved = resolve_training(source, overrides, preset, flags)
     with Run.open(
         "pinpad", TrainConfig, resolved, directory=directory, resume=resume, archive=archive
@@ -60,6 +59,8 @@ def run_training(
             from pinpad.train import train
 
             train(run.config, run)
+    from pinpad import returns
+
     if earned := returns.read_returns(run.dir / "evaluation"):
         print_table(returns.COLUMNS, returns.table(earned))
     typer.echo(f"report: {write_report(run.dir)}")
@@ -78,6 +79,7 @@ def evaluate_run(
     """Judge the agent of a run beside uniform play and the oracle, and print the table."""
     import torch
 
+    from pinpad import returns
     from pinpad.restore import restore_agent
 
     agent, config = restore_agent(path)

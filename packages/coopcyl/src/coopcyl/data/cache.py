@@ -157,7 +157,7 @@ def _unpack(path: Path, reader: PanoramaReader) -> StitchedFrame:
     if not data.startswith(_MAGIC) or hashlib.sha256(content).digest() != digest:
         raise DataError(
             f"{path}: this cache entry is damaged ({len(data)} bytes, its check sum is wrong)",
-            hint="remove it, or run with --rebuild-damaged",
+            hint="remove this file, it is then made again; `coopcyl cache` has --rebuild-damaged",
         )
     (length,) = struct.unpack_from("<I", content)
     header = json.loads(bytes(content[4 : 4 + length]))

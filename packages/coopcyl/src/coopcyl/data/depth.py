@@ -3,7 +3,7 @@
     npy          {root}/{split}/{scenario}/{agent}/{time}_camera{i}_depth.npy: float z-depth, metres
     carla_rgb24  the same name as .png: z = (R + 256 G + 65536 B) / (2^24 - 1) * 1000 m
     opv2v_h      {root}/.../{time}_depth{i}.png: 8-bit z-depth in whole metres, 255 is far
-    lidar        the vehicle's own .pcd projected into the camera: exact and sparse
+    lidar        the vehicle's own .pcd projected into the camera: sparse, and hidden points show
 
 All are read as z-depth in metres, float32, 0 where there is none. Nothing is filled in.
 """

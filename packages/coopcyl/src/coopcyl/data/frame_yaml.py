@@ -23,7 +23,18 @@ from coopcyl.geometry.carla import pose_from_cords
 MAX_BYTES = 8_000_000
 MAX_DEPTH = 32
 _CAMERA = re.compile(r"^camera\d+$")
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """The safe loader, in C where it exists, that also takes `1e-05` for a number.
+
+    YAML 1.1, which PyYAML reads, wants a point in it; writers of YAML 1.2 leave it out.
+    """
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +156,7 @@ def _load(data: bytes, path: Path) -> Any:
         )
     try:
         _check_depth(data, path)
-        return yaml.load(data, Loader=_Loader)  # noqa: S506  the safe loader, in C where it exists
+        return yaml.load(data, Loader=_Loader)  # noqa: S506  a safe loader
     except ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise DataError(

@@ -14,6 +14,7 @@ A panorama that is coarser than its images would show them aliased. Colours are 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 
 import cv2
 import numpy as np
@@ -81,6 +82,7 @@ class PanoramaReader:
         self.max_range_m = max_range_m
         self.supersample = supersample
         self._tables: OrderedDict[tuple[str, Panorama], StitchTable] = OrderedDict()
+        self._lock = Lock()  # a training reads in one thread and judges in another
 
     def read(self, frame: AgentFrame) -> View:
         """Read, stitch and return one vehicle's view."""
@@ -137,12 +139,13 @@ class PanoramaReader:
     def _table(self, rig: Rig, panorama: Panorama) -> StitchTable:
         rounded = rounded_rig(rig)
         key = rounded.digest(), panorama
-        if key not in self._tables:
-            self._tables[key] = build_table(rounded, panorama)
-            if len(self._tables) > _TABLES_KEPT:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(key)
-        return self._tables[key]
+        with self._lock:
+            if key not in self._tables:
+                self._tables[key] = build_table(rounded, panorama)
+                if len(self._tables) > _TABLES_KEPT:
+                    self._tables.popitem(last=False)
+            self._tables.move_to_end(key)
+            return self._tables[key]
 
 
 def frame_rig(record: FrameRecord, names: Sequence[str], sizes: Sequence[tuple[int, ...]]) -> Rig:

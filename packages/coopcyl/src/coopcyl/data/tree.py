@@ -86,10 +86,12 @@ class Problem:
     Attributes:
         place: `scenario/agent/time`, or a folder.
         message: What is wrong.
+        only_depth: Whether depth files are all that is missing.
     """
 
     place: str
     message: str
+    only_depth: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,16 @@ def read_tree(
         depth: Whose files are needed as well.
         strict: Refuse a split with missing files; otherwise such vehicle frames are left out, and
             counted and named in `problems`.
-        skip: Vehicle frames (`scenario/agent/time`) or whole scenarios to leave out.
+        skip: What to leave out, usable or not: a vehicle's frame (`scenario/agent/time`), a vehicle
+            (`scenario/agent`) or a scenario.
 
     Raises:
-        UserError: The split is not there or holds nothing; in strict mode also the first problem.
+        UserError: The split is not there or holds nothing usable; in strict mode also the first
+            problem.
     """
     folder = root / split
     if not folder.is_dir():
-        known = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        known = _folders(root) if root.is_dir() else []
         raise UserError(
             f"{folder}: there is no such split"
             + (f"; {root} has {', '.join(known)}" if known else ""),
@@ -151,28 +155,25 @@ def read_tree(
     notes: list[str] = []
     skipped = 0
     with explained(folder):
-        scenarios = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+        scenarios = _folders(folder)
         for scenario in scenarios:
-            if scenario in skip:
-                skipped += 1
-                continue
+            wrong: list[Problem] = []
+            remarks: list[str] = []
+            usable = _scenario(root, split, scenario, depth, wrong, remarks)
+            kept = [each for each in usable if not _is_listed(str(each), skip)]
+            left = [each for each in wrong if not _is_listed(each.place, skip)]
+            skipped += len(usable) - len(kept) + len(wrong) - len(left)
+            problems += left
+            notes += [] if scenario in skip else remarks
             by_time: dict[str, list[AgentFrame]] = {}
-            for each in _scenario(root, split, scenario, depth, problems, notes):
-                if str(each) in skip:
-                    skipped += 1
-                else:
-                    by_time.setdefault(each.time, []).append(each)
+            for each in kept:
+                by_time.setdefault(each.time, []).append(each)
             frames += [
                 Frame(scenario, time, tuple(sorted(agents, key=_ego_first)))
                 for time, agents in sorted(by_time.items())
             ]
-    if strict and problems:
-        first = problems[0]
-        raise DataError(
-            f"{folder}: {len(problems)} vehicle frames cannot be used; first {first.place}: "
-            f"{first.message}",
-            hint="complete the data, or leave these frames out (strict=false, or a skip file)",
-        )
+    if problems and (strict or not frames):
+        raise _unusable(folder, problems)
     if not frames:
         raise UserError(
             f"{folder}: no vehicle frames in {len(scenarios)} scenario folders",
@@ -181,10 +182,36 @@ def read_tree(
     return Tree(root, split, tuple(frames), tuple(problems), tuple(notes), skipped)
 
 
+def _folders(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+
+
+def _unusable(folder: Path, problems: list[Problem]) -> DataError:
+    first = problems[0]
+    hint = "complete the data, or leave these frames out (dataset.strict=false, or dataset.skip)"
+    if all(each.only_depth for each in problems):
+        hint = (
+            "OPV2V has no depth files of its own: say where yours are (dataset.depth_root, "
+            "dataset.depth_format), take the LiDAR's points (dataset.depth_format=lidar), or do "
+            "without (dataset.depth_format=none)"
+        )
+    return DataError(
+        f"{folder}: {len(problems)} vehicle frames cannot be used; first {first.place}: "
+        f"{first.message}",
+        hint=hint,
+    )
+
+
 def read_skip_list(path: Path) -> frozenset[str]:
-    """Read a file with one `scenario/agent/time` or scenario per line; # begins a comment."""
+    """Read a file with one `scenario[/agent[/time]]` per line; # begins a comment."""
     lines = (line.split("#")[0].strip() for line in read_text(path).splitlines())
     return frozenset(line for line in lines if line)
+
+
+def _is_listed(place: str, skip: Collection[str]) -> bool:
+    """Tell whether a skip list has a place or a folder above it."""
+    parts = place.split("/")
+    return any("/".join(parts[:count]) in skip for count in range(1, len(parts) + 1))
 
 
 def _ego_first(frame: AgentFrame) -> tuple[bool, int]:
@@ -227,10 +254,12 @@ def _scenario(
             missing = [f"{time}_{c}.png" for c in cameras if time not in images[c]]
             if not cameras:
                 missing = [f"{time}_camera0.png"]
+            images_missing = bool(missing)
             missing += _missing_depth(frame, depth, names)
             if missing:
-                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-                problems.append(Problem(str(frame), f"{missing[0]}{more} is missing"))
+                more = f"and {len(missing) - 1} more are" if len(missing) > 1 else "is"
+                message = f"{missing[0]} {more} missing"
+                problems.append(Problem(str(frame), message, only_depth=not images_missing))
             else:
                 result.append(frame)
     return result

@@ -5,6 +5,8 @@ of its libraries, so it lives in an environment of its own and is only imported 
 asks for it. It expects one centre per view: it is given the panorama's rays as known directions and
 is taught the central targets, direction and distance of each point from the rig's origin. Its
 `forward` is called, not `infer`, which would recover pinhole intrinsics that a panorama has not.
+But `forward` by itself uses what it is given only by chance, as its training did (rays in 43 % of
+the cases); the chances are set to rays always, depths and poses never.
 """
 
 import importlib
@@ -23,6 +25,13 @@ from coopcyl.models.options import PATCH, MapAnythingOptions
 
 NORMALISATION = "dinov2"
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_RAYS_ALWAYS = {
+    "overall_prob": 1.0,
+    "dropout_prob": 0.0,
+    "ray_dirs_prob": 1.0,
+    "depth_prob": 0.0,
+    "cam_prob": 0.0,
+}
 OUTPUT_KEYS = (
     "pts3d",
     "pts3d_cam",
@@ -155,7 +164,7 @@ def load_mapanything(options: MapAnythingOptions) -> MapAnythingAdapter:
     """Import MapAnything and read its weights.
 
     Raises:
-        UserError: It is not installed, or has no such weights.
+        UserError: It is not installed, has no such weights, or is of another version.
     """
     try:
         module = importlib.import_module("mapanything.models")
@@ -173,4 +182,11 @@ def load_mapanything(options: MapAnythingOptions) -> MapAnythingAdapter:
             hint="give a folder or a name with model.weights; facebook/map-anything-apache has "
             "the licence Apache-2.0, facebook/map-anything CC-BY-NC-4.0",
         ) from error
+    chances = getattr(inner, "geometric_input_config", None)
+    if not isinstance(chances, dict) or not chances.keys() >= _RAYS_ALWAYS.keys():
+        raise UserError(
+            "this MapAnything has no geometric_input_config that could be told to use rays",
+            hint="coopcyl knows MapAnything 1.1",
+        )
+    chances.update(_RAYS_ALWAYS)
     return MapAnythingAdapter(inner)

@@ -8,7 +8,7 @@ An `Oracle` replaces one stage by the truth, which tells where an error comes fr
 ground truth is passed in, so none can leak.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, NamedTuple
@@ -218,6 +218,21 @@ def forward_keys(maps: TokenMaps, views: ViewInput, poses: np.ndarray) -> list[d
             }
         )
     return found
+
+
+def range_along_rays(view: Mapping[str, Tensor], origins: np.ndarray) -> np.ndarray:
+    """Return `(h, w)` how far each point of a prediction is from the camera that shows it.
+
+    That is what ranges of the data are. `CylNet`'s depth starts there; MapAnything's starts at the
+    origin of the rig.
+
+    Args:
+        view: Of `SetPrediction.views`.
+        origins: `(h, w, 3)` of the rays.
+    """
+    if "ray_origins" in view:
+        return view["depth_along_ray"][0, ..., 0].cpu().numpy()
+    return np.linalg.norm(view["pts3d_cam"][0].cpu().numpy() - origins, axis=-1)
 
 
 def _with_true_ranges(tokens: Sequence[ViewTokens], range_m: np.ndarray) -> list[ViewTokens]:

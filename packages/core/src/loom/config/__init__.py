@@ -16,11 +16,12 @@ keeps only the keys its new variant knows. An override reaches into a list by in
 """
 
 from loom.config.model import Config, config_hash, differences, flatten, plain, sections, to_yaml
-from loom.config.resolving import Resolved, parse_yaml, read_yaml, resolve, show
+from loom.config.resolving import Resolved, completed, parse_yaml, read_yaml, resolve, show
 
 __all__ = [
     "Config",
     "Resolved",
+    "completed",
     "config_hash",
     "differences",
     "flatten",

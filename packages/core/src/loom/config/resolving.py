@@ -33,12 +33,14 @@ class Resolved(Generic[C]):
         origins: Dotted path of every leaf -> `default`, `FILE:LINE`, `override ...` or `flag ...`.
         source: The file, or `defaults`.
         notices: Sentences worth printing: file values that were overridden, advice of the model.
+        overridden: Those of them that only say what was asked for: a file's value was replaced.
     """
 
     config: C
     origins: dict[str, str]
     source: str
     notices: tuple[str, ...]
+    overridden: tuple[str, ...] = ()
 
 
 def parse_yaml(content: str, source: str) -> Any:
@@ -92,13 +94,29 @@ def resolve(
             option = key.split(".")[-1].replace("_", "-")
             plain_value = str(value) if isinstance(value, Path) else value
             assignments.append((key, plain_value, f"flag --{option}"))
-    notices = [note for each in assignments if (note := _assign(layers, *each))]
+    overridden = [note for each in assignments if (note := _assign(layers, *each))]
     label = str(source) if source is not None else "defaults"
     config = _validated(model, layers, label)
     origins = {
         path: layers.origins.get(_as_keys(path), DEFAULT) for path, _ in flatten(plain(config))
     }
-    return Resolved(config, origins, label, (*remarks, *notices, *_advice(config)))
+    notices = (*remarks, *overridden, *_advice(config))
+    return Resolved(config, origins, label, notices, tuple(overridden))
+
+
+def completed(model: type[Config], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recorded settings with the keys that the model has gained since, at their defaults.
+
+    Args:
+        model: The config class as it is now.
+        recorded: A config of it, as `plain` gave it then; keys that the model has lost are kept.
+    """
+    layers = Layers(model)
+    layers.lay(dict(recorded), lambda _: "recorded")
+    try:
+        return plain(model.model_validate_json(json.dumps(layers.values)))
+    except pydantic.ValidationError:  # a key is gone, or its type is another
+        return layers.values
 
 
 def show(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:

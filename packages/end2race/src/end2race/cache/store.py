@@ -126,7 +126,8 @@ class TeacherCache:
         if complaints and not allow_stale:
             raise UserError(
                 f"{directory} is stale: {'; '.join(complaints)}",
-                hint="export it again into another --cache-dir; --allow-stale takes it as it is",
+                hint="export it again into another --cache-dir; `train-student --allow-stale` "
+                "takes it as it is",
             )
         if expect is not None:
             unusable = disagreements(info, Expected(seq_len=expect.seq_len, fields=expect.fields))

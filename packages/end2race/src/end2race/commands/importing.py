@@ -141,7 +141,7 @@ def bag(
     lidar_topic: Annotated[str, typer.Option(help="PointCloud2 or LaserScan.")],
     drive_topic: Annotated[str, typer.Option(help="AckermannDriveStamped.")] = "/drive",
     odom_topic: Annotated[
-        str | None, typer.Option(help="Odometry; without it the speed is the command before.")
+        str | None, typer.Option(help="Odometry; else the speed is the frame before's command.")
     ] = None,
     image_topic: Annotated[str | None, typer.Option(help="CompressedImage or Image.")] = None,
     sync_tol_ms: Annotated[float, typer.Option(min=0, help="What belongs together.")] = 50.0,

@@ -70,8 +70,8 @@ def build(
     from end2race.memory.recollection import describe_all
 
     directory = cache_dir or EMBEDDED_CACHE
-    seq_len = TeacherCache.open(directory).info.seq_len
-    reader = _reader(data_root, camera_root, split, seq_len, keys)
+    info = TeacherCache.open(directory).info
+    reader = _reader(data_root, camera_root, split, info.seq_len, keys, info.stride)
     expected = Expected(data={split: reader.dataset.fingerprint(split)})
     cache = TeacherCache.open(directory, expected)
     progress = Progress("memory build", len(reader))
@@ -170,7 +170,12 @@ def stats(
 
 
 def _reader(
-    data_root: Path | None, camera_root: Path | None, split: str, seq_len: int, keys: Keys
+    data_root: Path | None,
+    camera_root: Path | None,
+    split: str,
+    seq_len: int,
+    keys: Keys,
+    stride: int = 1,
 ) -> BatchReader:
     """Open a split, with images if they are what is looked up by."""
     from end2race.data.batches import BatchReader
@@ -179,8 +184,9 @@ def _reader(
     from end2race.data.windows import windows
     from end2race.embedded import default_dataset
 
-    dataset = open_dataset(data_root or default_dataset(typer.echo), (split,))
+    root = data_root or default_dataset(lambda line: typer.echo(line, err=True))
+    dataset = open_dataset(root, (split,))
     if camera_root is not None:
         dataset = join_camera(dataset, camera_root, (split,))
-    chosen = windows(dataset, split, seq_len)
+    chosen = windows(dataset, split, seq_len, stride)
     return BatchReader(dataset, chosen, images=keys is Keys.CAMERA, points=False)

@@ -18,27 +18,60 @@ CameraRoot = Annotated[
         help="Dataset of the images, if they are not in the first.",
     ),
 ]
-Preset = Annotated[str | None, typer.Option(help="Sizes: racing, racing-fine, kitti.")]
-Epochs = Annotated[float | None, typer.Option(help="Passes over the training windows.")]
-MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Updates, not epochs.")]
-Rate = Annotated[float | None, typer.Option("--lr", help="Peak of the learning rate.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Windows per update.")]
-SeqLen = Annotated[int | None, typer.Option("--seq-len", min=1, help="Frames of a window.")]
+Preset = Annotated[
+    str | None, typer.Option(help="Sizes: racing, racing-fine, kitti.", show_default="racing")
+]
+Epochs = Annotated[
+    float | None,
+    typer.Option(
+        help="Passes over the training windows; wins over max_steps of a settings file.",
+        show_default="8",
+    ),
+]
+MaxSteps = Annotated[
+    int | None, typer.Option("--max-steps", min=1, help="Updates in all, instead of epochs.")
+]
+Rate = Annotated[
+    float | None, typer.Option("--lr", help="Peak of the learning rate.", show_default="0.002")
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", min=1, help="Windows per update, all processes.", show_default="16"
+    ),
+]
+SeqLen = Annotated[
+    int | None, typer.Option("--seq-len", min=1, help="Frames of a window.", show_default="5")
+]
 TargetShift = Annotated[
     int | None,
-    typer.Option("--target-shift", min=1, help="Frames until the speed that is the label."),
+    typer.Option(
+        "--target-shift",
+        min=1,
+        help="Frames until the speed that is the label, where no commanded one is recorded.",
+        show_default="1",
+    ),
 ]
 SteerWeight = Annotated[
     float | None,
-    typer.Option("--steer-loss-weight", min=0, help="Of steering errors."),
+    typer.Option(
+        "--steer-loss-weight",
+        min=0,
+        help="Weight of steering errors (degrees^2). A student with a teacher and few labels: 0.1.",
+        show_default="1",
+    ),
 ]
 SpeedWeight = Annotated[
     float | None,
-    typer.Option("--speed-loss-weight", min=0, help="Of speed errors."),
+    typer.Option(
+        "--speed-loss-weight", min=0, help="Weight of speed errors (m/s)^2.", show_default="0.05"
+    ),
 ]
 SmoothWeight = Annotated[
     float | None,
-    typer.Option("--smooth-weight", min=0, help="Of first differences."),
+    typer.Option(
+        "--smooth-weight", min=0, help="Weight of the errors' first differences.", show_default="0"
+    ),
 ]
 SteerDropout = Annotated[
     float | None,
@@ -47,11 +80,12 @@ SteerDropout = Annotated[
         min=0,
         max=1,
         help="Share of windows without the previous wheel angle.",
+        show_default="0.5",
     ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--num-workers", min=0, help="Batches read in advance."),
+    typer.Option("--num-workers", min=0, help="Batches read in advance.", show_default="0"),
 ]
 NoValidate = Annotated[bool, typer.Option("--no-validate", help="Leave the validation out.")]
 InitPath = Annotated[
@@ -63,7 +97,7 @@ InitStrict = Annotated[
     typer.Option(
         "--init-strict/--no-init-strict",
         help="Whether every weight must fit.",
-        show_default=False,
+        show_default="init-strict",
     ),
 ]
 InitSkip = Annotated[
@@ -78,7 +112,7 @@ SavePath = Annotated[
     typer.Option("--save-path", help="Also write the model into this file."),
 ]
 RunFolder = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option(
         "--run-dir",
         "--log-dir",
@@ -90,8 +124,8 @@ ResumePath = Annotated[
     Path | None,
     typer.Option("--resume-path", help="Run to go on with; --resume --run-dir."),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Of weights and order.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of weights and order.", show_default="0")]
 CacheDir = Annotated[
     Path | None,
     typer.Option("--teacher-cache-dir", help="Teacher cache to learn from."),
@@ -171,7 +205,7 @@ def train_teacher(
     directory, goes_on = _place(run_dir, resume, resume_path)
     run_teacher(
         config,
-        _with_validation(overrides, no_validate),
+        _settings(overrides, epochs, no_validate),
         flags,
         directory=directory,
         resume=goes_on,
@@ -186,10 +220,12 @@ def train_student(
     data_root: DataRoot = None,
     camera_root: CameraRoot = None,
     train_split: Annotated[
-        str | None, typer.Option("--train-split", help="Split to learn from.")
+        str | None,
+        typer.Option("--train-split", help="Split to learn from.", show_default="train"),
     ] = None,
     val_split: Annotated[
-        str | None, typer.Option("--val-split", help="Split to validate on.")
+        str | None,
+        typer.Option("--val-split", help="Split to validate on.", show_default="valid"),
     ] = None,
     preset: Preset = None,
     epochs: Epochs = None,
@@ -204,38 +240,73 @@ def train_student(
     steer_dropout: SteerDropout = None,
     view_transform: Annotated[
         str | None,
-        typer.Option("--view-transform", help="lift_splat or identity."),
+        typer.Option("--view-transform", help="lift_splat or identity.", show_default="lift_splat"),
     ] = None,
     teacher_cache_dir: CacheDir = None,
     kd_action_w: Annotated[
-        float | None, typer.Option("--kd-action-w", min=0, help="Actions.")
+        float | None,
+        typer.Option(
+            "--kd-action-w",
+            min=0,
+            help="Weight of the teacher's actions (smooth L1).",
+            show_default="1",
+        ),
     ] = None,
     kd_bevvec_w: Annotated[
-        float | None, typer.Option("--kd-bevvec-w", min=0, help="BEV vectors.")
+        float | None,
+        typer.Option(
+            "--kd-bevvec-w",
+            min=0,
+            help="Weight of its BEV vectors (1 - cosine).",
+            show_default="1",
+        ),
     ] = None,
     kd_temporal_w: Annotated[
         float | None,
-        typer.Option("--kd-temporal-w", min=0, help="Recurrent states."),
+        typer.Option(
+            "--kd-temporal-w",
+            min=0,
+            help="Weight of its recurrent states (squared error).",
+            show_default="1",
+        ),
     ] = None,
     kd_bevfeat_w: Annotated[
-        float | None, typer.Option("--kd-bevfeat-w", min=0, help="BEV maps.")
+        float | None,
+        typer.Option(
+            "--kd-bevfeat-w",
+            min=0,
+            help="Weight of its BEV maps (squared error), from a cache with --save-bev-feat.",
+            show_default="0",
+        ),
     ] = None,
     kd_missing: Annotated[
         str | None,
-        typer.Option("--kd-missing", help="error or skip, for a window without."),
+        typer.Option(
+            "--kd-missing",
+            help="What a window without an answer is: error, or skip.",
+            show_default="error",
+        ),
     ] = None,
     allow_stale: Annotated[
         bool, typer.Option("--allow-stale", help="Take a cache of other data.")
     ] = False,
     memory: Annotated[
-        str | None, typer.Option(help="none, or topk: ask the memory about windows without answer.")
+        str | None,
+        typer.Option(
+            help="none, or topk: ask the memory about windows without an answer.",
+            show_default="none",
+        ),
     ] = None,
     memory_dir: Annotated[
         Path | None,
         typer.Option("--memory-dir", help="Bank of `memory build --keys camera`."),
     ] = None,
-    topk: Annotated[int | None, typer.Option(min=1, help="Windows that are recalled.")] = None,
-    tau: Annotated[float | None, typer.Option(help="Temperature of their weights.")] = None,
+    topk: Annotated[
+        int | None, typer.Option(min=1, help="Windows that are recalled.", show_default="8")
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option(help="Temperature of their weights.", show_default="0.1")
+    ] = None,
     label_fraction: Annotated[
         float | None,
         typer.Option(
@@ -243,6 +314,7 @@ def train_student(
             min=0,
             max=1,
             help="Share of the training segments with the expert's labels.",
+            show_default="1",
         ),
     ] = None,
     num_workers: Workers = None,
@@ -305,7 +377,7 @@ def train_student(
     directory, goes_on = _place(run_dir, resume, resume_path)
     run_student(
         config,
-        _with_validation(overrides, no_validate),
+        _settings(overrides, epochs, no_validate),
         flags,
         directory=directory,
         resume=goes_on,
@@ -314,18 +386,30 @@ def train_student(
     )
 
 
-def _with_validation(overrides: list[str] | None, no_validate: bool) -> list[str]:
-    return [*(overrides or ()), *(["train.validate_interval=null"] if no_validate else ())]
+def _settings(overrides: list[str] | None, epochs: float | None, no_validate: bool) -> list[str]:
+    """Return the overrides with what options mean for other settings than their own."""
+    by_epochs = ["train.max_steps=null"] if epochs is not None else []  # else it would win
+    without = ["train.validate_interval=null"] if no_validate else []
+    return [*by_epochs, *(overrides or ()), *without]
 
 
 def _place(
-    run_dir: Path | None, resume: bool, resume_path: Path | None
+    named: list[Path] | None, resume: bool, resume_path: Path | None
 ) -> tuple[Path | None, bool]:
     """Return the run's directory and whether to go on there.
 
     Raises:
-        UserError: The run to go on with does not exist, or is not the one that is named beside.
+        UserError: Two directories are named, the run to go on with does not exist, or is not the
+            one that is named beside.
     """
+    places = {path.resolve(): path for path in named or ()}
+    if len(places) > 1:
+        raise UserError(
+            f"--run-dir, --log-dir and --checkpoint-path are one directory here, not "
+            f"{' and '.join(map(str, places.values()))}",
+            hint="name it once; --save-path writes the model to another place",
+        )
+    run_dir = next(iter(places.values()), None)
     if resume_path is None:
         return run_dir, resume
     if not (resume_path / "run.json").is_file():

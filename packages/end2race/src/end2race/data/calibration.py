@@ -13,6 +13,8 @@ by name with `intrinsic`, `width`, `height`, `translation` and `rotation` (quate
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +49,10 @@ class Pose:
         """Take points [n, 3] from the ego frame to the sensor's frame."""
         return (points - self.translation) @ self.rotation
 
+    def numbers(self) -> list[float]:
+        """Return rotation and translation to nine digits, to tell poses apart by."""
+        return _rounded(self.rotation) + _rounded(self.translation)
+
 
 IDENTITY = Pose(np.eye(3), np.zeros(3))
 
@@ -66,6 +72,12 @@ class Calibration:
         """The camera's pose in the ego frame."""
         return Pose(self.rotation, self.translation)
 
+    @property
+    def sha256(self) -> str:
+        """A digest of all of it."""
+        facts = [_rounded(self.intrinsic), self.width, self.height, self.pose.numbers()]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
     def project(self, points_ego: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Project ego points.
 
@@ -81,6 +93,10 @@ class Calibration:
         with np.errstate(divide="ignore", invalid="ignore"):
             pixels = homogeneous[:, :2] / depth[:, None]
         return pixels, depth
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(float(value), 9) + 0.0 for value in np.ravel(values)]  # 0.0 takes the sign of -0
 
 
 def level_camera(

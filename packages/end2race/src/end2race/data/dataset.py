@@ -100,13 +100,14 @@ class Dataset:
         return tuple(i for i, segment in enumerate(self.segments) if segment.split == split)
 
     def fingerprint(self, split: str) -> str:
-        """Return a SHA-256 of a split: its CSV files and how they are to be read.
+        """Return a SHA-256 of a split: its CSV files, how its files are read, the LiDAR's pose.
 
         The clouds and images themselves are not read; a changed recording changes the CSV.
         """
         facts = [
             self.info.lidar_num_features,
             self.info.units.wheel_angle,
+            self.info.lidar_sensor.numbers(),
             [[s.name, s.csv_sha256] for s in self.segments if s.split == split],
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -158,10 +158,13 @@ def _numbers(path: Path, columns: dict[str, int], rows: list[list[str]], name: s
 def _files(
     path: Path, columns: dict[str, int], rows: list[list[str]], name: str
 ) -> tuple[str, ...] | None:
-    """Return one column of paths, each inside the segment's folder."""
+    """Return one column of paths, each inside the segment's folder.
+
+    A backslash, as recordings made on Windows have, is taken for a slash.
+    """
     if name not in columns:
         return None
-    found = tuple(row[columns[name]] for row in rows)
+    found = tuple(row[columns[name]].replace("\\", "/") for row in rows)
     for number, each in enumerate(found, 2):
         parts = PurePosixPath(each)
         too_long = any(len(part.encode()) > _LONGEST_NAME for part in parts.parts)

@@ -7,9 +7,9 @@ another one, and how much of a label can be told from an input that the network 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -34,6 +34,8 @@ from end2race.data.lidar_files import read_points
 from end2race.data.segments import Segment, read_segment
 
 Level = Literal["ok", "warn", "fail"]
+Contents = dict[bytes, list[tuple[str, Path]]]
+"""Digest of a cloud -> split and file of each place where it was found."""
 
 _FEWEST_POINTS = 10
 _LATE = 1.5  # a frame later than so many periods is a gap
@@ -103,10 +105,10 @@ def validate(
         return Validation(str(root), (_failed("dataset.json", error),))
     findings = [Finding("ok", "dataset.json", f"{info.lidar_num_features} numbers per point")]
     segments: list[Segment] = []
-    contents: dict[int, list[str]] = defaultdict(list)
+    contents: Contents = defaultdict(list)
     directories = segment_directories(root, splits)
+    findings += _name_problems(directories)
     for done, directory in enumerate(directories, 1):
-        findings += _name_problems(directory)
         try:
             segment = read_segment(directory, info.rate_hz, info.units.wheel_angle == "radians")
         except UserError as error:
@@ -152,24 +154,26 @@ def _failed(check: str, error: UserError) -> Finding:
     return Finding("fail", check, error.message, error.hint)
 
 
-def _name_problems(directory: Path) -> Iterator[Finding]:
-    """Find a name that makes no key of a window, or differs from another one by case only."""
-    if not _SEGMENT_NAME.fullmatch(directory.name):
-        yield Finding(
-            "fail",
-            "names",
-            f"{directory}: its name makes no key of a window",
-            "rename it: at most 128 letters, digits, _, - and inner dots",
-        )
-    others = [path.name for path in directory.parent.iterdir() if path.name != directory.name]
-    alike = [name for name in others if name.casefold() == directory.name.casefold()]
-    if alike and directory.name < min(alike):
-        yield Finding(
-            "warn",
-            "names",
-            f"{directory} and {alike[0]} differ by case only",
-            "rename one: some file systems take them for the same",
-        )
+def _name_problems(directories: Sequence[Path]) -> Iterator[Finding]:
+    """Find names that make no key of a window, or differ from another one by case only."""
+    alike: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    for directory in directories:
+        alike[directory.parent, directory.name.casefold()].append(directory)
+        if not _SEGMENT_NAME.fullmatch(directory.name):
+            yield Finding(
+                "fail",
+                "names",
+                f"{directory}: its name makes no key of a window",
+                "rename it: at most 128 letters, digits, _, - and inner dots",
+            )
+    for first, *others in alike.values():
+        if others:
+            yield Finding(
+                "warn",
+                "names",
+                f"{first} and {others[0].name} differ by case only",
+                "rename one: some file systems take them for the same",
+            )
 
 
 def _gaps(segment: Segment, info: DatasetInfo) -> Iterator[Finding]:
@@ -188,7 +192,7 @@ def _gaps(segment: Segment, info: DatasetInfo) -> Iterator[Finding]:
 
 
 def _unreadable(
-    segment: Segment, info: DatasetInfo, limit: int, contents: dict[int, list[str]]
+    segment: Segment, info: DatasetInfo, limit: int, contents: Contents
 ) -> Iterator[Finding]:
     """Decode clouds and images; note what each cloud holds."""
     chosen = _spread(len(segment.lidar_files), limit)
@@ -200,7 +204,8 @@ def _unreadable(
         except UserError as error:
             yield _failed("clouds", error)
             continue
-        contents[zlib.crc32(points.tobytes())].append(str(path))
+        digest = hashlib.sha256(points.tobytes()).digest()
+        contents[digest].append((segment.split, path))
         if len(points) < _FEWEST_POINTS:
             yield Finding(
                 "warn", "clouds", f"{path}: only {len(points)} points", "look at the recording"
@@ -231,12 +236,13 @@ def _spread(count: int, limit: int) -> list[int]:
     return sorted({int(row) for row in np.linspace(0, count - 1, limit)})
 
 
-def _twice(contents: dict[int, list[str]]) -> Iterator[Finding]:
+def _twice(contents: Contents) -> Iterator[Finding]:
     """Find clouds that occur more than once: across splits, or from a sensor that hangs."""
-    for paths in contents.values():
-        if len(paths) < 2:
+    for found in contents.values():
+        if len(found) < 2:
             continue
-        splits = {Path(path).parents[2].name for path in paths}
+        paths = [path for _, path in found]
+        splits = {split for split, _ in found}
         if len(splits) > 1:
             yield Finding(
                 "fail",

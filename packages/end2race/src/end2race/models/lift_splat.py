@@ -96,7 +96,8 @@ class LiftSplat(nn.Module):
     """Image features to the grid through a predicted depth.
 
     Args:
-        camera: The camera; its geometry is a part of the state, so a model brings it along.
+        camera: The camera. Its geometry is computed here and is not among the weights;
+            `model.json` keeps the calibration.
         grid: The bird's-eye view.
         bins: Depths.
         stride_px: Image pixels for one pixel of the features.

@@ -117,7 +117,8 @@ class PillarEncoder(nn.Module):
         """Return [frames, channels, rows, columns]; cells without points are zero."""
         found = pillarise(points, point_frame, self.grid, frames, impl=impl)
         values = self.linear(found.features)
-        if self.norm is not None and len(values) > 1:  # one value has no variance to divide by
+        fewest = 2 if self.training else 1  # one value has no variance to divide by
+        if self.norm is not None and len(values) >= fewest:
             values = self.norm(values)
         largest = pillar_max(values, found.pillar, len(found.cell), impl=impl)
         return scatter_to_grid(torch.relu(largest), found.cell, self.grid, frames)

@@ -9,6 +9,7 @@ never does. Drives are short and of one length, so that no track outweighs the o
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,8 @@ def collect(
 ) -> int:
     """Record one split of a dataset; other splits that are there are kept.
 
+    The split gets its name when it is whole: a recording that is stopped leaves none.
+
     Args:
         root: The dataset's folder.
         split: train, valid or test; its tracks are drawn under its name, so splits share none.
@@ -94,13 +97,15 @@ def collect(
         The number of frames.
 
     Raises:
-        UserError: the split is there already, or the sensors differ from those of the dataset.
+        UserError: the split is there already, or the camera differs from that of the dataset.
     """
     if (root / split).exists():
         raise UserError(
             f"{root / split}: is there already", hint="give another folder, or remove the split"
         )
     _begin(root, plan)
+    unfinished = root / f".{split}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)  # what a stopped recording has left
     total = plan.tracks if isinstance(plan.tracks, int) else len(plan.tracks)
     number = 0
     for index in range(total):
@@ -114,10 +119,11 @@ def collect(
         for _ in range(plan.drives):
             look = PLAIN if plan.fixed_look else random_appearance(rng)
             frames = record_drive(track, expert, plan.frames, plan.noise_rad, rng)
-            writer = SegmentWriter(root, split, f"segment_{number:04d}")
+            writer = SegmentWriter(root, unfinished.name, f"segment_{number:04d}")
             _write(writer, track, look, frames, plan, rng)
             number += 1
         say(f"[{split}] track {index + 1} of {total}: {track.name}, {track.length_m:.0f} m")
+    unfinished.rename(root / split)
     return number * plan.frames
 
 

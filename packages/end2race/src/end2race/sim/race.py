@@ -13,11 +13,12 @@ import numpy as np
 
 from end2race.sim.appearance import Appearance
 from end2race.sim.car import CarState, advance
-from end2race.sim.kernels import CONTROL_HZ
+from end2race.sim.kernels import CONTROL_HZ, cast
 from end2race.sim.track import SPACING_M, Track
 
 GATE_POINTS = round(1.0 / SPACING_M)
 _REACH_POINTS = 20  # the car moves less than that in one control period
+_WIDEST_M = 20.0  # half a road is narrower
 
 
 class Race:
@@ -132,6 +133,11 @@ class Race:
         ahead = np.array([math.cos(self.track.heading[index]), math.sin(self.track.heading[index])])
         now = np.array([self.state.x, self.state.y]) - post
         then = np.array([before.x, before.y]) - post
-        across = float(now @ np.array([-ahead[1], ahead[0]]))
-        inside = abs(across) <= self.track.half_width[index] + SPACING_M
-        return bool(then @ ahead < 0 <= now @ ahead and inside)
+        if not then @ ahead < 0 <= now @ ahead:
+            return False
+        left = np.array([-ahead[1], ahead[0]])
+        across = float(now @ left)
+        # The road ends at the wall, which a map may have farther away than the table's widths.
+        side = left if across > 0 else -left
+        road = cast(self.track.field, *post.tolist(), *side.tolist(), _WIDEST_M)
+        return abs(across) <= road + SPACING_M

@@ -8,6 +8,7 @@ narrower of the two widths.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +46,44 @@ def read_track(path: Path) -> Track:
     """Read one track from its centreline file and the `*_map.yaml` beside it."""
     table = _read_table(path)
     points = resample_closed(table[:, :2], SPACING_M)
-    along = np.linspace(0, len(table), len(points), endpoint=False)
-    narrow = table[:, 2:].min(axis=1)
-    half_width = np.interp(along, np.arange(len(table) + 1), np.append(narrow, narrow[0]))
-    maps = sorted(path.parent.glob("*_map.yaml"))
-    field = read_map(maps[0]) if maps else field_of_centreline(points, half_width)
+    closed = np.vstack([table, table[:1]])  # rows may stand at uneven distances
+    along = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(closed[:, :2], axis=0), axis=1)))
+    wanted = np.linspace(0, along[-1], len(points), endpoint=False)
+    half_width = np.interp(wanted, along, closed[:, 2:].min(axis=1))
+    map_file = _map_beside(path)
+    field = field_of_centreline(points, half_width) if map_file is None else read_map(map_file)
     clearance = np.array([distance_at(field, x, y) for x, y in points])
     if clearance.min() <= 0:
         index = int(np.argmin(clearance))
         raise UserError(
             f"{path}: the centreline is inside a wall at x {points[index, 0]:.2f} m, "
             f"y {points[index, 1]:.2f} m",
-            hint=f"check origin and resolution in {maps[0].name}" if maps else "check the widths",
+            hint=f"check origin and resolution in {map_file.name}"
+            if map_file
+            else "check the widths",
         )
     heading, curvature = direction(points)
-    name = path.stem.removesuffix("_centerline")
-    return Track(name, points, heading, curvature, half_width, field)
+    return Track(_name(path), points, heading, curvature, half_width, field)
+
+
+def _name(path: Path) -> str:
+    return path.stem.removesuffix("_centerline")
+
+
+def _map_beside(path: Path) -> Path | None:
+    """Return the map of a centreline: the one of its name, else the only one in its folder.
+
+    Raises:
+        UserError: There are several, none of its name.
+    """
+    maps = sorted(path.parent.glob("*_map.yaml"))
+    own = [each for each in maps if each.name == f"{_name(path)}_map.yaml"]
+    if len(own or maps) > 1:
+        raise UserError(
+            f"{path}: {len(maps)} maps are beside it, none is {_name(path)}_map.yaml",
+            hint="name its map like the centreline, or give each track a folder",
+        )
+    return next(iter(own or maps), None)
 
 
 def read_map(path: Path) -> Field:
@@ -69,7 +92,7 @@ def read_map(path: Path) -> Field:
     image = path.parent / Path(str(content.get("image", ""))).name
     resolution = _number(path, content, "resolution")
     origin = content.get("origin")
-    if not isinstance(origin, list) or len(origin) < 2:
+    if not isinstance(origin, list) or len(origin) < 2 or not all(map(_is_number, origin)):
         raise UserError(
             f"{path}: origin is {origin!r}, expected [x, y, yaw]", hint="see map_server"
         )
@@ -99,12 +122,16 @@ def read_map(path: Path) -> Field:
 
 def _number(path: Path, content: dict[str, Any], key: str, default: float | None = None) -> float:
     value = content.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+    if not _is_number(value) or not value > 0:
         raise UserError(
             f"{path}: {key} is {value!r}, expected a positive number",
             hint="see the map_server documentation",
         )
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _read_table(path: Path) -> np.ndarray:

@@ -152,7 +152,7 @@ def _complete(
             )
         append_line(journal, header, sync=True)
         return []
-    lines = journal.read_bytes().split(b"\n")[:-1]
+    lines = _whole_lines(journal)
     if not lines:
         append_line(journal, header, sync=True)
         return []
@@ -180,6 +180,16 @@ def _complete(
                 f"{source.path} has changed since it was converted", hint="remove the folder"
             )
     return episodes
+
+
+def _whole_lines(journal: Path) -> list[bytes]:
+    """Return the lines of the journal; remove the part of one that a killed process left."""
+    with explained(journal):
+        content = journal.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.truncate(journal, len(whole))
+    return whole.split(b"\n")[:-1]
 
 
 def _cut_back(folder: Path, shape: StoreShape, episodes: list[StoredEpisode]) -> None:

@@ -60,12 +60,12 @@ def write_recording(path: Path, recording: Recording, layout: Layout = "old") ->
     with h5py.File(content, "w") as file:
         write = _write_old if layout == "old" else _write_new
         write(file, recording, jpegs)
-    write_atomic(path, content.getvalue(), sync=False)
-    if layout == "old":
+    if layout == "old":  # before the episode: where that is, all of it is
         folder = path.parent.parent / "instructions"
         folder.mkdir(exist_ok=True)
         texts = {"seen": list(recording.seen), "unseen": list(recording.unseen)}
         (folder / f"{path.stem}.json").write_text(json.dumps(texts), encoding="utf-8")
+    write_atomic(path, content.getvalue(), sync=False)
 
 
 def _write_old(file: Any, recording: Recording, jpegs: list[bytes]) -> None:

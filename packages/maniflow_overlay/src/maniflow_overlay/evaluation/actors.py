@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from loom.errors import UserError
 
 from maniflow_overlay.arms import Arm, Fuse, Mode
 from maniflow_overlay.data.convert import scaled
@@ -118,12 +119,23 @@ class PolicyActor:
         if arm.sees_initial:
             initial = np.stack([compose(e.first, arm, size, drawn=True) for e in episodes])
         state = np.stack([np.stack([view.state for view in e.views]) for e in episodes])
-        numbers = {name: number for number, name in enumerate(policy.tasks)}
-        task = np.array([numbers.get(e.condition.task, 0) for e in episodes], np.int64)
+        task = np.array([self._number(e.condition.task) for e in episodes], np.int64)
         # The same episode at the same step begins from the same noise, whichever arm plays it.
         seeds = [e.seed * STEPS + e.scene.steps for e in episodes]
         texts = [INSTRUCTIONS[episode.condition.task][0] for episode in episodes]
         return policy.act(images, state, task, initial=initial, seeds=seeds, instructions=texts)
+
+    def _number(self, task: str) -> int:
+        """Return by which number the policy knows a task; one that tells none apart needs none."""
+        known = self._policy.tasks
+        if len(known) < 2:
+            return 0
+        if task not in known:
+            raise UserError(
+                f"{self.name}: the policy tells the tasks {', '.join(known)} apart, not {task}",
+                hint="train it on episodes of this task too, or with language=none",
+            )
+        return known.index(task)
 
 
 class Expert:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from loom.config import Config
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from maniflow_overlay.sim.collect import FIRST_TRAINING_SEED
 from maniflow_overlay.sim.path_source import QUALITIES, Quality
@@ -38,6 +38,23 @@ class MatrixConfig(Config):
     scene: Literal["auto", "tabletop", "planar"] = "auto"
     at_a_time: int = Field(25, ge=1, description="episodes side by side")
     shown: int = Field(2, ge=0, description="episodes of each cell that are kept as pictures")
+
+    @field_validator("runs")
+    @classmethod
+    def _at_home(cls, runs: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(run.expanduser() for run in runs)
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        known: dict[str, Path] = {}
+        for run in self.runs:
+            if run.name in known:
+                raise ValueError(
+                    f"two runs are called {run.name!r}, {known[run.name]} and {run}: trainings are "
+                    "told apart by the names of their folders"
+                )
+            known[run.name] = run
+        return self
 
     @model_validator(mode="after")
     def _apart_from_training(self) -> Self:

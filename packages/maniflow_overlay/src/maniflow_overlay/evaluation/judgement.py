@@ -2,7 +2,9 @@
 
 An arm's trainings are pooled. The interval is then about episodes; how much trainings differ stands
 beside it as the lowest and highest rate of a single one. Comparisons pair the k-th training of two
-arms, episode by episode, by McNemar's exact test, and Holm's correction covers all of a matrix.
+arms, episode by episode, by McNemar's exact test, and Holm's correction covers all of a matrix. The
+episodes of several trainings are the same, so pooled intervals are narrow and p is small: what is
+said of arms has to hold between the worst training of one and the best of the other, too.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ from pathlib import Path
 import cv2
 import typer
 from loom.drawing import print_table
-from loom.files import write_json
+from loom.errors import UserError
+from loom.files import read_json, write_json
+from loom.progress import STATUS_FILE
 from loom.report import Report
 from loom.report_run import run_report
 
@@ -54,9 +56,23 @@ def rate_table(found: Sequence[Rate], columns: Sequence[Condition]) -> list[list
     return [[arm, *cells] for arm, cells in rows.items()]
 
 
+def is_matrix(folder: Path) -> bool:
+    """Tell whether a folder is a matrix that has played a cell."""
+    return (folder / FOLDER / CELLS).is_file()
+
+
+def _cells(folder: Path) -> list[Cell]:
+    if not is_matrix(folder):
+        raise UserError(
+            f"{folder} is no matrix: it has no {FOLDER}/{CELLS}",
+            hint="play one: maniflow-overlay eval matrix --policy RUN",
+        )
+    return read_cells(folder / FOLDER / CELLS)
+
+
 def print_matrix(folder: Path, *, as_json: bool = False) -> None:
     """Print the rates; as JSON also the comparisons, as `summary` has them."""
-    cells = read_cells(folder / FOLDER / CELLS)
+    cells = _cells(folder)
     if as_json:
         typer.echo(json.dumps(summary(cells), indent=2))
         return
@@ -75,7 +91,7 @@ def _by_task(cells: Sequence[Cell]) -> dict[str, list[Condition]]:
 
 def write_page(folder: Path) -> Path:
     """Write `report.html` and `evaluation/matrix.json` of a matrix."""
-    cells = read_cells(folder / FOLDER / CELLS)
+    cells = _cells(folder)
     write_json(folder / FOLDER / SUMMARY, summary(cells))
     return run_report(folder, lambda page: _judge(page, folder, cells)).write(
         folder / "report.html"
@@ -100,13 +116,14 @@ def _plain(row: Rate | Comparison) -> dict:
 def _judge(report: Report, folder: Path, cells: Sequence[Cell]) -> None:
     found = rates(cells)
     episodes = len(cells[0].outcomes)
+    scene = _scene(folder)
     for task, columns in _by_task(cells).items():
         report.heading(f"Success: {task}")
         report.table(
             ["arm", *map(title, columns)],
             rate_table(found, columns),
-            f"{episodes} episodes a cell and training, the same in all cells; Wilson's interval "
-            "of 95 % over episodes, trainings pooled",
+            f"{episodes} episodes a cell and training{scene}, the same in all cells; Wilson's "
+            "interval of 95 % over episodes, trainings pooled",
         )
     report.heading("Each cell").table(
         ["arm", "task", "table", "path", "trainings", "episodes", "success", "low", "high"]
@@ -129,9 +146,17 @@ def _judge(report: Report, folder: Path, cells: Sequence[Cell]) -> None:
                 + [c.pairs, c.gain, c.only_first, c.only_second, c.p, c.p_holm]
                 for c in compared
             ],
-            "McNemar's exact test, two-sided; Holm's correction over all rows",
+            "McNemar's exact test, two-sided; Holm's correction over all rows. Several trainings "
+            "play the same episodes and are pooled: with more than one, p is too small",
         )
     _strips(report, folder)
+
+
+def _scene(folder: Path) -> str:
+    """Say which scene `auto` chose, as far as the matrix noted it."""
+    status = read_json(folder / STATUS_FILE) if (folder / STATUS_FILE).is_file() else {}
+    scene = status.get("scene") if isinstance(status, dict) else None
+    return f" in the {scene} scene" if isinstance(scene, str) else ""
 
 
 def _strips(report: Report, folder: Path) -> None:

@@ -12,6 +12,7 @@ from loom.config import resolve
 from loom.errors import UserError
 from loom.files import write_atomic
 from loom.run import Run
+from loom.run_directory import settings_of
 
 from maniflow_overlay.arms import Arm
 from maniflow_overlay.evaluation.actors import Expert, PolicyActor, Random, Replay
@@ -63,8 +64,7 @@ def matrix_command(
 ) -> None:
     """Play a matrix, print its table and write its page."""
     flags = {"runs": [str(path) for path in runs] or None, "episodes": episodes, "scene": scene}
-    if resume and source is None and directory is not None:
-        source = directory if (directory / "config.yaml").is_file() else None
+    source = settings_of(source, directory, resume=resume)
     resolved = resolve(MatrixConfig, source, overrides, flags=flags)
     with Run.open(
         "maniflow_overlay",
@@ -94,6 +94,7 @@ def play_matrix(config: MatrixConfig, run: Run[MatrixConfig]) -> None:
         done = {cell.key for cell in read_cells(folder / CELLS)}
     name = chosen_scene(config.scene, run.info)
     run.use("scene", hashlib.sha256(name.encode()).hexdigest())
+    run.status(scene=name)
     scenes: list[Scene] = [make_scene(name) for _ in range(min(config.at_a_time, config.episodes))]
     try:
         plan = [
@@ -144,5 +145,6 @@ def _play_cell(
         picture = f"{place}-{seed}.png"
         write_png_bgr(folder / ROLLOUTS / picture, film.strip(seed)[..., ::-1].copy())
         film.write_webp(folder / ROLLOUTS / f"{place}-{seed}.webp", seed)
-        captions[picture] = f"{actor.name} {label}: {condition.task}, {title(condition)}, {seed}"
+        who = f"{actor.name} {label}".strip()
+        captions[picture] = f"{who}: {condition.task}, {title(condition)}, seed {seed}"
     write_atomic(shown, json.dumps(captions, indent=1))

@@ -9,7 +9,6 @@ picture, exact for that picture only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -93,47 +92,3 @@ def _layer(mask: np.ndarray, drawn: np.ndarray) -> SparseLayer:
     height, width = mask.shape
     index = np.flatnonzero(mask)
     return SparseLayer(width, height, index.astype(np.uint32), drawn.reshape(-1, 3)[index])
-
-
-@dataclass(frozen=True, eq=False)
-class LayerStack:
-    """The layers of many pictures of one size, end to end.
-
-    Attributes:
-        width: Of the pictures.
-        height: Of the pictures.
-        offset: (layers + 1,) int64; layer k is `offset[k]:offset[k + 1]` of the arrays below.
-        index: (n,) uint32 pixel numbers.
-        value: (n, 3) uint8 RGB.
-    """
-
-    width: int
-    height: int
-    offset: np.ndarray
-    index: np.ndarray
-    value: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.offset) - 1
-
-    def __getitem__(self, number: int) -> SparseLayer:
-        if not 0 <= number < len(self):
-            raise IndexError(f"layer {number} of {len(self)}")
-        part = slice(int(self.offset[number]), int(self.offset[number + 1]))
-        return SparseLayer(self.width, self.height, self.index[part], self.value[part])
-
-
-def stack(layers: Sequence[SparseLayer], width: int, height: int) -> LayerStack:
-    """Put layers of one size end to end."""
-    if any((layer.width, layer.height) != (width, height) for layer in layers):
-        raise ValueError(f"not all layers are {width}x{height}")
-    offset = np.zeros(len(layers) + 1, np.int64)
-    np.cumsum([len(layer.index) for layer in layers], out=offset[1:])
-    empty_index, empty_value = np.zeros(0, np.uint32), np.zeros((0, 3), np.uint8)
-    return LayerStack(
-        width,
-        height,
-        offset,
-        np.concatenate([empty_index, *(layer.index for layer in layers)]),
-        np.concatenate([empty_value, *(layer.value for layer in layers)]),
-    )

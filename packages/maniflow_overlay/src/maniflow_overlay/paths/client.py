@@ -82,7 +82,10 @@ def parse_endpoint(text: str) -> Endpoint:
             hint="KIND=URL or KIND=URL,limit=N, as in hamster=http://127.0.0.1:8000 "
             "or openai=http://127.0.0.1:8010,limit=16",
         )
-    return Endpoint(kind, url.rstrip("/"), int(number))
+    url = url.rstrip("/")
+    if kind == "openai":  # clients of OpenAI are given the address with /v1
+        url = url.removesuffix("/v1")
+    return Endpoint(kind, url, int(number))
 
 
 def is_loopback(url: str) -> bool:

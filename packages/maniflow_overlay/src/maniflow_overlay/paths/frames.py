@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +70,11 @@ def find_frames(root: Path, tasks: Collection[str] = ()) -> list[FrameFile]:
 
 
 def select_frames(
-    frames: list[FrameFile], *, stride: int = 1, most: int | None = None
+    frames: list[FrameFile],
+    *,
+    stride: int = 1,
+    most: int | None = None,
+    episodes: int | None = None,
 ) -> list[FrameFile]:
     """Keep every `stride`-th frame of each episode, the first always, and at most `most` of them.
 
@@ -78,10 +82,13 @@ def select_frames(
         frames: In order, as `find_frames` lists them.
         stride: 16 asks for the path that a policy with an action chunk of 16 will see.
         most: 1 keeps the first frame alone.
+        episodes: Only so many of each task, the first ones; None keeps all.
     """
     if stride < 1:
         raise UserError(f"stride {stride} is less than 1")
     kept = []
-    for _, episode in groupby(frames, key=lambda frame: frame.key[:2]):
-        kept += list(episode)[::stride][:most]
+    for _, task in groupby(frames, key=lambda frame: frame.key.task):
+        by_episode = groupby(task, key=lambda frame: frame.key.episode)
+        for _, episode in islice(by_episode, episodes):
+            kept += list(episode)[::stride][:most]
     return kept

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -69,7 +69,7 @@ class ParsedAnswer:
     mask: np.ndarray | None = None
 
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?"
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?"
 _PAIR = re.compile(rf"[(\[]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,?\s*[)\]]")
 _ACTION = re.compile(r"<action>\s*(open|close)[\s_]*gripper\s*(?:<\s*/?\s*action\s*>)?", re.I)
 _QUOTED_ACTION = re.compile(r"[\"'](open|close)[\s_]*gripper[\"']", re.I)
@@ -77,7 +77,6 @@ _ELLIPSIS = re.compile(r"\.\.\.+|…")
 _COMMA = re.compile(r"[\s,;]+")
 _OBJECT = re.compile(r"[{}]+|\"[^\"]{0,200}\"\s*:?|'[^']{0,200}'\s*:?")
 _TUPLE = re.compile(r"\([^()\[\]<>]*\)|\[[^()\[\]<>]*\]")
-_CUT_TUPLE = re.compile(r"[(\[{][^)\]]*\Z|<[^>]*\Z|<action>[^<]*\Z", re.I)
 _STRAY = re.compile(r".[^\[\](){}<,.\s\"'…]*", re.S)
 _BEGINNING = re.compile(r"\s*\[?\s*[(\[]?\s*")
 _LIST = re.compile(r"\[\s*(?=[\[({<\]])|(?=[(\[]\s*[-+.\d])")
@@ -161,6 +160,7 @@ def _scan(text: str, dialect: Dialect, *, ends: bool) -> _Scan:
     if not scan.found:
         return scan
     state, comma, position = CLOSED, True, 0
+    ends_of = _Ends(max(body.rfind(")"), body.rfind("]")), body.rfind(">"), body.rfind("<"))
     while position < len(body):
         if match := _PAIR.match(body, position):
             if not comma:
@@ -189,7 +189,7 @@ def _scan(text: str, dialect: Dialect, *, ends: bool) -> _Scan:
             break
         elif dialect is Dialect.QWEN and (match := _OBJECT.match(body, position)):
             pass
-        elif _CUT_TUPLE.match(body, position):
+        elif _is_cut(body, position, ends_of):
             if terminated:
                 scan.malformed = True
             break
@@ -204,6 +204,24 @@ def _scan(text: str, dialect: Dialect, *, ends: bool) -> _Scan:
         if "no_brackets" not in scan.repairs:
             scan.repair("unclosed_list")
     return scan
+
+
+class _Ends(NamedTuple):
+    """Where something ends or begins for the last time; looked up once, or reading is quadratic."""
+
+    tuple: int
+    tag: int
+    tag_begins: int
+
+
+def _is_cut(body: str, position: int, last: _Ends) -> bool:
+    """Return whether what begins here was cut off: a tuple, a tag, or what a tag announces."""
+    if body[position] in "([{":
+        return position > last.tuple
+    if body[position] != "<":
+        return False
+    announced = position == last.tag_begins and body[position:].lower().startswith("<action>")
+    return position > last.tag or announced
 
 
 def _judge(scan: _Scan, dialect: Dialect, scale: tuple[int, int]) -> ParsedAnswer:

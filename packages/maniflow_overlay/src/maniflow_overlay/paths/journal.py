@@ -8,6 +8,7 @@ A line is one system call, so that `kill -9` loses at most the calls that were u
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -152,6 +153,8 @@ class Journal:
             UserError: The disk refused.
         """
         line = json.dumps({"event": event, **fields}, ensure_ascii=False, allow_nan=False)
+        content = line.encode() + b"\n"
         with explained(self.path):
-            os.write(self._file, line.encode() + b"\n")
+            if os.write(self._file, content) < len(content):  # the disk took the beginning only
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._learn({"event": event, **fields})

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from loom.errors import UserError
 
-from maniflow_overlay.gripper_path import GripperPath
 from maniflow_overlay.paths.grammar import Dialect
 
 # The six single-arm tasks of the notes, in the words of RoboTwin's instructions.
@@ -116,12 +115,6 @@ class Asking:
     def shown_size(self, width: int, height: int) -> tuple[int, int]:
         """Return width and height of the picture as the model sees it."""
         return (self.square, self.square) if self.square else (width, height)
-
-    def unshown(self, path: GripperPath, width: int, height: int) -> GripperPath:
-        """Map a path from the picture that was shown to the whole picture."""
-        if self.square is None:
-            return path
-        return replace(path, points=from_central_square(path.points, width, height))
 
 
 def from_central_square(points: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -50,6 +50,7 @@ def generate_command(
     instructions: Sequence[str],
     stride: int,
     only_first: bool,
+    episodes: int | None,
     max_tokens: int | None,
     timeout_s: float,
     retries: int,
@@ -57,7 +58,9 @@ def generate_command(
     give_up_s: float,
 ) -> None:
     """Ask for the frames below `root` and print what each endpoint did."""
-    frames = select_frames(find_frames(root, tasks), stride=stride, most=1 if only_first else None)
+    frames = select_frames(
+        find_frames(root, tasks), stride=stride, most=1 if only_first else None, episodes=episodes
+    )
     outcome = generate(
         frames,
         folder,

@@ -8,8 +8,9 @@ learns two things at once, each from its own part of a batch (3/4 and 1/4):
                   x1 = x_t' + (1 - t') f_ema(x_t', t', d)   where the teacher would end
                   f(x_t, t, d) -> (x1 - x_t) / (1 - t)      and the straight way there
 
-Both mean squared errors count the same. With `absolute` targets, s is t + d instead of d. Actions
-are drawn by Euler's method: x <- x + f(x, i / N, 1 / N) / N for i = 0 .. N - 1, from x0.
+Both mean squared errors count the same. With `absolute` targets, s says where the step ends instead
+of how long it is: t' for the network and t' + d for its teacher. Actions are drawn by Euler's
+method: x <- x + f(x, i / N, 1 / N) / N for i = 0 .. N - 1, from x0.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def consistency_target(
     later = (time + delta).clamp(max=1.0)
     ahead = between(noise, actions, later)
     with torch.no_grad():
-        guess = teacher(ahead, later, asked_step(time, delta, kind))
+        guess = teacher(ahead, later, asked_step(later, delta, kind))
     end = ahead + (1 - later)[:, None, None] * guess
     return (end - between(noise, actions, time)) / (1 - time)[:, None, None]
 

@@ -86,7 +86,8 @@ class FlowObjective:
         predicted = model.velocity(
             between(batch.noise, actions, batch.time),
             batch.time,
-            asked_step(batch.time, batch.delta, self.kind),
+            # A step ends at 1 at the latest; as published, a teacher's may be told to go beyond.
+            asked_step(batch.time, batch.delta, self.kind).clamp(max=1.0),
             context,
         )
         error = (predicted - target).square().mean(dim=(1, 2))

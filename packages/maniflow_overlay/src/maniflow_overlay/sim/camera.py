@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maniflow_overlay.data.robotwin import Camera
-
 
 @dataclass(frozen=True)
 class TableCamera:
@@ -53,12 +51,6 @@ class TableCamera:
         """Return [R | t], (3, 4)."""
         rotation = self.rotation()
         return np.column_stack([rotation, -rotation @ np.array(self.position_m)])
-
-    def for_rows(self, rows: int) -> Camera:
-        """Return this camera as the camera of an episode, standing still."""
-        return Camera(
-            np.tile(self.intrinsic(), (rows, 1, 1)), np.tile(self.camera_from_world(), (rows, 1, 1))
-        )
 
     def mujoco_axes(self) -> str:
         """Return MuJoCo's `xyaxes`: where the picture's right and up point in the world."""

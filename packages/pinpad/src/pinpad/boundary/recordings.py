@@ -8,12 +8,14 @@ import numpy as np
 from loom.errors import UserError
 
 from pinpad.boundary.compat import delta_events, frame_delta
+from pinpad.boundary.segments import spells
 from pinpad.data.episodes import Episode, episode_files, read_episode
 from pinpad.envs.events import EVENTS
 
 Array = np.ndarray
 
-KNOWN_EVENTS = (*EVENTS, "delta")
+BACKGROUND = "background"
+KNOWN_EVENTS = (*EVENTS, BACKGROUND, "delta")
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,23 @@ class Recording:
             return delta_events(self.delta)
         if event == "reward":
             return np.abs(self.reward) > 0
+        if event == BACKGROUND and "countdown" in self.state:
+            return self._background()
         if event not in self.events:
+            known = ", ".join([*self.events, "delta", "reward"])
             raise UserError(
                 f"episode {self.name} knows no `{event}` events",
-                hint="`pinpad collect` records them; without them use --event delta or reward",
+                hint=f"`pinpad collect` records them; --event takes what it knows: {known}",
             )
         return self.events[event]
+
+    def _background(self) -> Array:
+        """Return where the picture behind player and sequence changes.
+
+        It depends on the pad under the player and on whether the pause after a win runs.
+        """
+        moved = self.truth("pad_enter") | self.truth("pad_leave")
+        return moved | spells(self.state["countdown"] > 0)
 
 
 def recording(episode: Episode) -> Recording:

@@ -70,7 +70,8 @@ def _page(judged: Sequence[Judged], facts: dict[str, Any]) -> Report:
         page.table(
             COLUMNS,
             rows(judged, event),
-            "Means over episodes. p: circular shifts of whole episodes. CV: deviation over mean "
+            "Means over episodes. lift and p are of exact hits; p: circular shifts of whole "
+            "episodes. CV: deviation over mean "
             "of the intervals between boundaries, 0 for a clock.",
         )
         names = list(some[0].metrics)

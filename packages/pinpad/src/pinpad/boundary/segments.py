@@ -78,10 +78,12 @@ def mutual_information(first: Array, second: Array) -> float | Undefined:
     A finer labelling gains by being finer: read it beside a periodic detector of the same rate.
     """
     table = overlaps(first, second) / len(first)
+    if table.size == 1:
+        return Undefined("both are one segment")
+    if 1 in table.shape:
+        return 0.0
     rows, columns = table.sum(axis=1), table.sum(axis=0)
     entropies = -(rows * np.log(rows)).sum() - (columns * np.log(columns)).sum()
-    if entropies == 0:
-        return Undefined("both are one segment")
     seen = table > 0
     information = (table[seen] * np.log(table[seen] / np.outer(rows, columns)[seen])).sum()
     return max(0.0, float(2 * information / entropies))  # rounding may fall below

@@ -16,7 +16,10 @@ from loom.arrays import read_npz
 from loom.errors import UserError
 from loom.files import write_atomic
 
+from pinpad.envs.layouts import MOVES
+
 _STATE = ("progress", "countdown")
+_ROWS = ("action", "reward", "is_first", "is_last", *_STATE)
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,17 @@ def read_episode(path: Path) -> Episode:
             hint="one frame for each step, and one for the reset",
         )
     frames = len(image)
+    _require_numbers(path, arrays)
     action = arrays["action"]
     if action.ndim == 2:
         action = action.argmax(axis=1)
+    wrong = np.flatnonzero((action < 0) | (action >= len(MOVES)))
+    if len(wrong):
+        first, most = wrong[0], len(MOVES) - 1
+        raise UserError(
+            f"{path}: action[{first}] is {action.flat[first]}, expected 0 to {most}",
+            hint="the five actions of PinPad, as numbers or one-hot",
+        )
     first, last = np.zeros(frames, bool), np.zeros(frames, bool)
     first[0], last[-1] = True, True
     rows = {
@@ -127,13 +138,38 @@ def read_episode(path: Path) -> Episode:
     )
 
 
+def _require_numbers(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """See that no row holds text or the like."""
+    for name, values in arrays.items():
+        row = name in _ROWS or name.startswith("event_")
+        if row and values.dtype.kind not in "biuf":
+            raise UserError(f"{path}: {name} holds {values.dtype}", hint="numbers were expected")
+
+
+def require_same_frames(learnt: tuple[int, ...], judged: tuple[int, ...]) -> None:
+    """See that a model is judged on frames of the shape (h, w, 3) that it learns from.
+
+    Raises:
+        UserError: It is not.
+    """
+    if learnt != judged:
+        side = learnt[0]
+        scripted = f"size={side} for scripted ones, " if learnt == (side, side, 3) else ""
+        raise UserError(
+            f"held-out frames are {judged}, those learnt from {learnt}",
+            hint=f"use one size for both: {scripted}`pinpad collect --size` for recorded ones",
+        )
+
+
 def episode_files(folder: Path) -> list[Path]:
     """Return the episode files of a folder by name.
 
     Raises:
         UserError: There are none.
     """
-    found = sorted(folder.glob("*.npz")) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no episodes, it is no folder", hint="check the path")
+    found = sorted(folder.glob("*.npz"))
     if not found:
         raise UserError(
             f"{folder}: no episodes (.npz)", hint="`pinpad collect FOLDER` records some"

@@ -7,7 +7,8 @@ the imagined rewards, values v and the return scale s, the losses of that part a
     critic   cross-entropy of its distribution to R_t and to its slow copy
 
 Episodes of PinPad end by the clock only, so there is no continuation head: what comes is always
-discounted alike.
+discounted alike. The steps of a trajectory count alike too, as the paper writes it; its public code
+weighs step k by discount^k.
 """
 
 from dataclasses import dataclass

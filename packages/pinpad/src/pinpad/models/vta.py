@@ -369,8 +369,10 @@ class Vta(nn.Module):
         abs_p = self.abs_latent.distribution(self.abs_prior(state.abs_belief))
         obs_p = self.obs_latent.distribution(self.obs_prior(state.obs_belief))
         price = settings.abs_scale * read
-        dyn_abs = price * divergence(abs_q.detach(), abs_p)
+        moved_abs = divergence(abs_q.detach(), abs_p)
+        dyn_abs = price * moved_abs
         rep_abs = price * divergence(abs_q, abs_p.detach())
+        abs_surprise = (read * moved_abs).detach()  # in nats, whatever they cost
         dyn_obs, rep_obs = divergence(obs_q.detach(), obs_p), divergence(obs_q, obs_p.detach())
         prior_logit = self._prior_logits(state, action, logit)
         chosen = (~first).float()  # the first step of an episode is a boundary by definition
@@ -391,13 +393,13 @@ class Vta(nn.Module):
             feature=self.feature(state),
             state=state,
             losses=losses,
-            surprise=(dyn_obs + dyn_abs).detach(),
+            surprise=dyn_obs.detach() + abs_surprise,
             boundaries=Boundaries(
                 read.detach(),
                 logit.detach(),
                 prior_logit.detach(),
                 forced_all,
-                dyn_abs.detach(),
+                abs_surprise,
             ),
             metrics={
                 "kl": dyn_obs.detach().mean(),

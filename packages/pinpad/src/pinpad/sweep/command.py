@@ -38,7 +38,7 @@ def run_command(
         slots: Jobs at once; the processors of this machine, or what a cluster has, if None.
         devices: Accelerators to share out, separated by commas.
         executor: Where jobs run, as `loom.jobs.executor` reads it.
-        run_log: Gets what is printed.
+        run_log: Gets every line of progress.
         status_file: Shell assignments for other programs.
         resume: Go on with a sweep.
         retry_failed: Run also what had failed.

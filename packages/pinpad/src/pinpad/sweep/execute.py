@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -20,7 +21,7 @@ from pinpad.doctor import check_oracle
 from pinpad.sweep import plan
 from pinpad.sweep.plan import SETTINGS_FILE, SweepSettings
 from pinpad.sweep.state import read_settings, read_sweep
-from pinpad.sweep.status_file import STATUS_FILE, StatusWriter
+from pinpad.sweep.status_file import STATUS_FILE, StatusWriter, log_root
 
 LOG_ROOTS = Path("logdir")
 PATIENCE_S = 30.0
@@ -46,6 +47,15 @@ def newest_log_root() -> Path:
     return max(found, key=lambda path: (path / SETTINGS_FILE).stat().st_mtime)
 
 
+def named_log_root(path: Path | None) -> Path:
+    """Return the log root that a folder or a status file names; the newest one if None.
+
+    Raises:
+        UserError: There is none.
+    """
+    return newest_log_root() if path is None else log_root(path)
+
+
 def settings_from(values: Mapping[str, Any]) -> SweepSettings:
     """Return checked settings.
 
@@ -61,12 +71,17 @@ def begin(settings: SweepSettings, root: Path, config: Path | None) -> list[str]
     Raises:
         UserError: There is something in it, or a setting is wrong.
     """
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if root.exists() and (not root.is_dir() or not all(map(_is_log, root.iterdir()))):
         raise UserError(
             f"{root}: is not empty, and two sweeps are never mixed in one log root",
             hint="go on with it by --resume, or name another one",
         )
     return plan.prepare(settings, root, config)
+
+
+def _is_log(path: Path) -> bool:
+    """Whether a shell may have made a file by redirecting this very command's output."""
+    return path.is_file() and (path.suffix == ".log" or path.name == "nohup.out")
 
 
 def go_on(root: Path, given: Mapping[str, Any]) -> SweepSettings:
@@ -132,7 +147,7 @@ def run_sweep(
 
     if run_log is not None:
         run_log.parent.mkdir(parents=True, exist_ok=True)
-    tell(f"[sweep] {count} runs in {root}; follow them with: pinpad monitor {root}")
+    tell(f"[sweep] {count} runs in {root}; follow them with: pinpad monitor {quote(str(root))}")
     with ExitStack() as stack:
         stack.enter_context(StatusWriter(root, status_file, tell))
         chosen = executor or Local(grace_s=PATIENCE_S)
@@ -169,7 +184,7 @@ def stop(root: Path, say: Say = print, patience_s: float = 2 * PATIENCE_S) -> No
     status: dict[str, Any] = read_json(path) if path.is_file() else {"jobs": {}}
     if not _is_held(root):
         if array := jobs_sbatch.cancel(root):
-            say(f"[sweep] array job {array} was cancelled; --resume --logroot {root} completes it")
+            say(f"[sweep] array job {array} was cancelled; {_completion(root)}")
             return
         left = [
             entry["pid"]
@@ -192,7 +207,12 @@ def stop(root: Path, say: Say = print, patience_s: float = 2 * PATIENCE_S) -> No
                 hint="stop it again, which ends its runs without a checkpoint",
             )
         time.sleep(0.1)
-    say(f"[sweep] stopped; --resume --logroot {root} completes it")
+    say(f"[sweep] stopped; {_completion(root)}")
+
+
+def _completion(root: Path) -> str:
+    """Say how a sweep is gone on with, in words that can be pasted into a shell."""
+    return f"pinpad sweep --resume --logroot {quote(str(root))} completes it"
 
 
 def _is_held(root: Path) -> bool:

@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 
 from pinpad.boundary_eval import OUTPUT
 from pinpad.data.collect import record_episodes, write_whole
-from pinpad.data.episodes import Episode, episode_files
+from pinpad.data.episodes import Episode, episode_files, read_episode, require_same_frames
 from pinpad.data.players import parse_mix
 from pinpad.envs.layouts import layout_name
 from pinpad.figures import FIRED, GRID, INTERNAL
@@ -75,6 +75,11 @@ class SweepSettings(Config):
     @classmethod
     def _known_task(cls, task: str) -> str:
         return f"pinpad_{layout_name(task)}"
+
+    @field_validator("data")
+    @classmethod
+    def _from_anywhere(cls, data: Path | None) -> Path | None:
+        return None if data is None else data.absolute()  # a resume may start in another folder
 
     @field_validator("seeds")
     @classmethod
@@ -147,10 +152,11 @@ def prepare(settings: SweepSettings, root: Path, config: Path | None) -> list[st
             "pretrain is what an agent does before it acts, and with wm_only=true nobody acts",
             hint="drop --pretrain (PRETRAIN), or set wm_only=false",
         )
-    if settings.data is not None:
-        episode_files(settings.data)
     if settings.data is not None and not base.wm_only:
         raise UserError("an agent makes its own episodes", hint="drop --data, or set wm_only=true")
+    if settings.data is not None:
+        learnt = read_episode(episode_files(settings.data)[0]).image.shape[1:]
+        require_same_frames(learnt, (base.size, base.size, 3))
     root.mkdir(parents=True, exist_ok=True)
     write_atomic(root / SETTINGS_FILE, to_yaml(settings))
     write_atomic(root / BASE_FILE, to_yaml(base))
@@ -171,7 +177,9 @@ def record(settings: SweepSettings, root: Path) -> None:
             layout, mix, count, length=base.time_limit, size=base.size, seed=seed
         )
 
-    if settings.data is None and base.wm_only:
+    if settings.data is not None:
+        episode_files(settings.data)  # they may have gone since the sweep began
+    elif base.wm_only:
         count = max(1, base.prefill // base.time_limit)
         write_whole(root / EPISODES, scripted(base.players, count, settings.seeds[0]))
     seed = HELDOUT_SEED + settings.seeds[0]
@@ -181,7 +189,7 @@ def record(settings: SweepSettings, root: Path) -> None:
 def jobs(settings: SweepSettings, root: Path) -> Sweep:
     """Return every job of a sweep; the runs' directories exist then."""
     listed: list[Job] = []
-    data = settings.data.absolute() if settings.data else root / EPISODES
+    data = settings.data or root / EPISODES
     for member in members(settings):
         (root / member.name).mkdir(exist_ok=True)
         listed += _jobs(settings, root, member, data)

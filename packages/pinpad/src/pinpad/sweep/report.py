@@ -5,6 +5,7 @@ the mean over its seeds with Student's interval. With one seed there is no such 
 over episodes stands in its place and the table says so.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,6 @@ def _row(condition: str, detector: str, same: Sequence[Judgement]) -> Row:
         if (_number(one["lift"]) or 0) > LIFT and (one["chance"].get("p") or 1.0) < LEVEL
     ]
     forced = [one["forced_share"] for one in same if one["forced_share"] is not None]
-    flags = dict.fromkeys(flag for one in same for flag in one["shape"]["flags"])
     return Row(
         condition,
         detector,
@@ -141,8 +141,18 @@ def _row(condition: str, detector: str, same: Sequence[Judgement]) -> Row:
         over_seeds([value for one in same if (value := _number(one["lift"])) is not None]),
         len(passed),
         float(np.mean(forced)) if forced else None,
-        ", ".join(flags) or "-",
+        _flags([one["shape"]["flags"] for one in same]),
     )
+
+
+def _flags(found: Sequence[Sequence[str]]) -> str:
+    """Return every flag of any seed, and of how many seeds where it is not all of them."""
+    counts = Counter(flag for flags in found for flag in flags)
+    named = (
+        flag if count == len(found) else f"{flag} {count}/{len(found)}"
+        for flag, count in counts.items()
+    )
+    return ", ".join(named) or "-"
 
 
 def _spread(values: Sequence[Mapping[str, Any]]) -> Spread | None:
@@ -164,7 +174,7 @@ def mean_cells(row: Row) -> list[Any]:
     """Return a row as numbers, without intervals."""
     spreads = [*row.metrics.values(), row.lift]
     means = [None if each is None else each.mean for each in spreads]
-    return [_short(row.condition), row.detector, row.boundaries, *means, *_ends(row)]
+    return [_short(row.condition), row.detector, row.boundaries, row.flags, *means, *_ends(row)]
 
 
 def interval_cells(row: Row) -> list[str]:
@@ -185,6 +195,7 @@ def cells(row: Row) -> list[Any]:
         row.condition,
         row.detector,
         f"{row.boundaries:.0f}",
+        row.flags,
         *("-" if row.metrics[name] is None else str(row.metrics[name]) for name in METRICS),
         "-" if row.lift is None else str(row.lift),
         *_ends(row),
@@ -193,13 +204,13 @@ def cells(row: Row) -> list[Any]:
 
 def _ends(row: Row) -> list[str]:
     forced = "-" if row.forced_share is None else f"{row.forced_share:.2f}"
-    return [f"{row.successes}/{row.seeds}", forced, row.flags]
+    return [f"{row.successes}/{row.seeds}", forced]
 
 
 COLUMNS = (
-    *("condition", "detector", "boundaries"),
+    *("condition", "detector", "boundaries", "flags"),
     *METRICS.values(),
-    *("lift", "pass", "forced", "flags"),
+    *("lift", "pass", "forced"),
 )
 
 
@@ -300,7 +311,7 @@ def _page(
             COLUMNS,
             [mean_cells(row) for row in table],
             f"{headline}. NMI: shared information with the stretches of one next pad. "
-            f"pass: seeds with a lift over {LIFT:g} and p under {LEVEL:g}. "
+            f"pass: seeds with a lift over {LIFT:g} and p under {LEVEL:g}, both of exact hits. "
             "forced: share of the boundaries that a rule made. "
             "topk fires as often as there are events.",
         )

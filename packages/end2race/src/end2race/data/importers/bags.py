@@ -8,7 +8,7 @@ of the message's header where it has one, else that of the recording.
 |---|---|
 | LiDAR | sensor_msgs PointCloud2 or LaserScan |
 | drive | ackermann_msgs AckermannDriveStamped or AckermannDrive (steering in radians) |
-| odometry | nav_msgs Odometry; without it the speed is the command before |
+| odometry | nav_msgs Odometry; without it the speed is the command of the frame before |
 | image | sensor_msgs CompressedImage or Image (rgb8, bgr8, mono8) |
 """
 
@@ -100,7 +100,7 @@ def import_bag(
     tolerance_ns = round(tolerance_ms * 1e6)
     with _opened(source, topics) as bag, target.segment(split, name) as writer:
         drive, odometry, images = _controls(bag, topics, target)
-        last = -1
+        last, commanded = -1, math.nan
         for time, message in bag.messages(topics.lidar):
             command = drive.nearest(time, tolerance_ns)
             state = command if odometry is None else odometry.nearest(time, tolerance_ns)
@@ -113,12 +113,11 @@ def import_bag(
                 target.dropped["frames that go back in time"] += 1
                 continue
             angle, wanted = drive.values[command]
-            if odometry is not None:
-                speed = float(odometry.values[state][0])
-            else:
-                speed = float(drive.values[max(command - 1, 0)][1])
+            # Commands may come at 100 Hz: the message before is nearly the label itself.
+            speed = commanded if odometry is None else float(odometry.values[state][0])
+            commanded = float(wanted)
             if not np.isfinite((angle, wanted, speed)).all():
-                target.dropped["frames whose command or speed is not finite"] += 1
+                target.dropped["frames whose command or speed is not known"] += 1
                 continue
             target.write(
                 writer,

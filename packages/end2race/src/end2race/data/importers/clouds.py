@@ -58,6 +58,13 @@ def import_clouds(
             hint="one row for each cloud, in the order of the files' names",
         )
     times = columns.get("timestamp_ns", np.arange(rows) * (1e9 / rate_hz)).astype(np.int64)
+    late = np.flatnonzero(np.diff(times, prepend=-1) <= 0)
+    if late.size:
+        raise UserError(
+            f"{controls}: line {late[0] + 2}: timestamp_ns {times[late[0]]} is not after the one "
+            "above",
+            hint="sort rows and clouds by time and drop doubles",
+        )
     if suffix == ".bin" and num_features is None:
         num_features = one_form(files)
     wanted = columns.get("target_velocity")

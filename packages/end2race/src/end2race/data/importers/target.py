@@ -9,7 +9,7 @@ import numpy as np
 from loom.errors import UserError
 
 from end2race.data.calibration import IDENTITY, Calibration, Pose, read_calibration
-from end2race.data.dataset import FILE, DatasetFile, read_info
+from end2race.data.dataset import FILE, DatasetFile, DatasetInfo, read_info
 from end2race.data.lidar_files import looks_like_other, size_problem
 from end2race.data.writer import SegmentWriter, write_info
 
@@ -44,7 +44,8 @@ class Target:
             angles_checked: The caller vouches for the unit of small wheel angles.
 
         Raises:
-            UserError: The dataset is there in another form.
+            UserError: The dataset is there in another form, at another rate, or with another
+                calibration than the one that is given.
         """
         self.root = root
         self.camera: Calibration | None = None
@@ -58,6 +59,16 @@ class Target:
                     f"{root} has {info.lidar_num_features} numbers per point and angles in "
                     f"{info.units.wheel_angle}; imports write 4 and degrees",
                     hint="import into another folder",
+                )
+            if info.rate_hz != rate_hz:
+                raise UserError(
+                    f"{root} has {info.rate_hz:g} frames per second, not {rate_hz:g}",
+                    hint="say --rate-hz as it was begun, or import into another folder",
+                )
+            if calibration is not None and not _same(info, self.camera, lidar):
+                raise UserError(
+                    f"{root} was begun with another calibration than {calibration}",
+                    hint="import into another folder, or leave --calibration out to keep the first",
                 )
             self.camera = info.calibration
         else:
@@ -117,6 +128,12 @@ class Target:
         return f"{self.frames:,} frames in {self.root}" + (
             f"; left out: {', '.join(left)}" if left else ""
         )
+
+
+def _same(info: DatasetInfo, camera: Calibration | None, lidar: Pose) -> bool:
+    """Whether a dataset's calibration is that of this camera and this LiDAR."""
+    digests = [each and each.sha256 for each in (info.calibration, camera)]
+    return digests[0] == digests[1] and info.lidar_sensor.numbers() == lidar.numbers()
 
 
 def points_of_bytes(content: bytes, num_features: int, place: Path) -> np.ndarray:
