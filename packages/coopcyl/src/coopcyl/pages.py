@@ -60,7 +60,8 @@ def _require_own(run: Path) -> None:
 def _judgement(report: Report, results: dict[str, Any]) -> None:
     if not results:
         return
-    report.heading(f"Judged on {results['sets']} sets that were not learned from")
+    split = f" of {results['split']}" if "split" in results else ""
+    report.heading(f"Judged on {results['sets']} sets{split}")
     names = list(SHOWN)
     for part, note in (
         (names[:_FIRST_TABLE], "Metres, shares and degrees; no scale is fitted, no frame aligned."),
