@@ -99,10 +99,10 @@ def test_the_page_of_another_threads_run_or_of_no_run_is_not_touched(trained, tm
     facts = tmp_path / "other" / "run.json"
     facts.write_text(facts.read_text().replace('"thread": "coopcyl"', '"thread": "pinpad"'))
     (tmp_path / "other" / "report.html").write_text("its own")
-    with pytest.raises(UserError, match="a run of pinpad"):
+    with pytest.raises(UserError, match="is a run of pinpad"):
         write_report(tmp_path / "other")
     assert (tmp_path / "other" / "report.html").read_text() == "its own"
-    with pytest.raises(UserError, match="there is no run"):
+    with pytest.raises(UserError, match="no run.s directory"):
         write_report(tmp_path)
 
 

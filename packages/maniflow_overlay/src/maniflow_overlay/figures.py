@@ -10,7 +10,6 @@ from loom.config import resolve
 from loom.errors import UserError
 from loom.report import Report
 from loom.report_run import run_report
-from loom.runs import summary
 
 from maniflow_overlay.config import NO_CHANGE, TrainConfig
 from maniflow_overlay.data.frame_store import FrameStore
@@ -29,10 +28,7 @@ def write_report(run: Path) -> Path:
     Raises:
         UserError: There is no run, or one of another thread, whose page would be lost.
     """
-    thread = summary(run).thread if run.is_dir() else None
-    if thread not in (None, "maniflow_overlay"):
-        raise UserError(f"{run} is a run of {thread}", hint="its own thread writes its page")
-    report = run_report(run, lambda page: _judgement(page, run))
+    report = run_report(run, lambda page: _judgement(page, run), thread="maniflow_overlay")
     return report.write(run / "report.html")
 
 

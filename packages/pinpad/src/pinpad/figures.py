@@ -228,7 +228,7 @@ def write_report(run: Path) -> Path:
     """Write a run's `report.html`: returns if somebody acted, boundaries if they were judged.
 
     Raises:
-        UserError: There is no run in the folder, or a file is damaged.
+        UserError: There is no run of this thread in the folder, or a file is damaged.
     """
     judged = read_json(run / OUTPUT)["judgements"] if (run / OUTPUT).is_file() else []
     pictures = draw_run(run) if judged else []
@@ -243,4 +243,4 @@ def write_report(run: Path) -> Path:
             page.table(COLUMNS, [stored_row(one) for one in same])
         page.pictures([(path.stem, path.read_bytes()) for path in pictures], columns=1)
 
-    return run_report(run, judgement).write(run / "report.html")
+    return run_report(run, judgement, thread="pinpad").write(run / "report.html")
