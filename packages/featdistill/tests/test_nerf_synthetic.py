@@ -260,6 +260,12 @@ def test_a_lens_that_would_be_ignored_is_refused(scene: Path, lens, word):
     assert "undistort" in refuses(scene, f"{word} is", "pinhole").hint
 
 
+@pytest.mark.parametrize("size", [(0, 8), (12, -8), (12.0, 8), (10**400, 8), ("12", 8), (12, None)])
+def test_a_size_that_no_picture_has_is_refused(scene: Path, size):
+    edit(scene, lambda c: c.update(w=size[0], h=size[1]))
+    refuses(scene, "the image size w, h is")
+
+
 def test_frames_of_two_cameras_are_refused(scene: Path):
     edit(scene, lambda c: c.update(fl_x=17.0))
     edit(scene, lambda c: c["frames"][2].update(fl_x=18.0))

@@ -97,6 +97,14 @@ def test_silhouettes_without_a_common_volume_are_an_error(tmp_path):
         start_gaussians(TeacherConfig(gaussians=100), empty, np.random.default_rng(0))
 
 
+def test_pictures_without_a_transparent_pixel_are_an_error(tmp_path):
+    views = ball_views(4)
+    opaque = Views(views.cameras, torch.full_like(views.rgba, 255))
+    with pytest.raises(UserError, match="no silhouettes") as caught:
+        start_gaussians(TeacherConfig(gaussians=100), opaque, np.random.default_rng(0))
+    assert "alpha 0" in caught.value.hint
+
+
 def test_gaussians_start_in_the_colours_that_the_views_show():
     views = ball_views(20)
     start = start_gaussians(TeacherConfig(gaussians=400), views, np.random.default_rng(0))

@@ -24,6 +24,7 @@ from featdistill.supervision import PointSampler, RaySampler
 from featdistill.teacher_frames import TeacherFrames, each_frame, foreground, render_frames
 from featdistill.teacher_views import teacher_of
 from loom.config import read_yaml
+from loom.errors import UserError
 from loom.record import read_records
 from loom.sampling import Shard
 from torch import Tensor
@@ -383,6 +384,13 @@ def test_the_foreground_holds_what_the_frames_show_to_half_precision(teacher):
         found = getattr(kept, name).float().reshape(-1, channels)
         torch.testing.assert_close(found, exact, rtol=2**-11, atol=1e-7)
     assert torch.equal(kept.depth, frames.depth.flatten()[flat])
+
+
+def test_more_pixels_than_their_numbers_can_hold_are_refused(teacher):
+    huge = teacher.training.resized(50_000, 50_000)
+    with pytest.raises(UserError, match="8 views of 50000x50000") as caught:
+        foreground(huge, [])
+    assert "data.extra_poses" in caught.value.hint
 
 
 def test_nothing_is_pruned_before_the_student_has_learned():

@@ -171,7 +171,13 @@ def _hull_points(
     """Draw n points of the hull [n, 3], and the distance between neighbours of their kind [n]."""
     alpha = views.rgba[..., 3].float() / 255
     widened = torch.nn.functional.max_pool2d(alpha, 2 * start.margin_px + 1, 1, start.margin_px)
-    hull = visual_hull(views.cameras, widened > start.alpha, start.resolution)
+    silhouettes = widened > start.alpha
+    if silhouettes.all():
+        raise UserError(
+            "no training view has a transparent pixel, so there are no silhouettes",
+            hint="export the pictures with alpha 0 where the object is not",
+        )
+    hull = visual_hull(views.cameras, silhouettes, start.resolution)
     if not hull.surface.any():
         raise UserError(
             "the silhouettes of the training views have no volume in common",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
+from loom.errors import UserError
 from torch import Tensor
 
 from featdistill.cameras import Cameras
@@ -77,7 +78,18 @@ def _distance_per_depth(cameras: Cameras) -> Tensor:
 
 
 def foreground(cameras: Cameras, frames: Iterable[TeacherFrames]) -> Foreground:
-    """Keep the pixels worth drawing of frames that together show all views of `cameras`."""
+    """Keep the pixels worth drawing of frames that together show all views of `cameras`.
+
+    Raises:
+        UserError: There are more pixels than 32 bits number.
+    """
+    total = len(cameras) * cameras.height * cameras.width
+    if total > torch.iinfo(torch.int32).max:
+        raise UserError(
+            f"{len(cameras)} views of {cameras.width}x{cameras.height} have {total} pixels, more "
+            f"than {torch.iinfo(torch.int32).max}",
+            hint="take fewer random poses (data.extra_poses) or smaller pictures (data.width)",
+        )
     pixels, rgb, transmittance, depth = [], [], [], []
     counts, done = [0], 0
     for frame in frames:

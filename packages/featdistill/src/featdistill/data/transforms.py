@@ -23,6 +23,7 @@ from loom.files import read_json
 
 _RIGID_TOLERANCE = 1e-3
 _FARTHEST = 1e6
+_LONGEST_SIDE = 1 << 20  # pixels
 _OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".exr")
 _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 _LENS = ("camera_angle_x", "fl_x", "fl_y", "cx", "cy", "w", "h", *_DISTORTION)
@@ -148,7 +149,8 @@ def _require_pinhole(content: dict[str, Any], size: tuple[int, int] | None, path
         raise UserError(
             f"{path}: {shown}, but only a pinhole camera with one focal length and its centre in "
             "the middle of the picture is rendered",
-            hint="undistort the pictures (COLMAP: image_undistorter) and export the cameras again",
+            hint="resample the pictures to such a camera (undistort them, crop them about the "
+            "principal point) and export the cameras again",
         )
 
 
@@ -178,10 +180,11 @@ def _check_size(content: dict[str, Any], path: Path) -> tuple[int, int] | None:
     if size == (None, None):
         return None
     width, height = size
-    if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
+    whole = isinstance(width, int) and isinstance(height, int)
+    if not whole or not (0 < width <= _LONGEST_SIDE and 0 < height <= _LONGEST_SIDE):
         raise UserError(
             f"{path}: the image size w, h is {_shown(width)}, {_shown(height)}, expected two"
-            " positive integers",
+            f" integers from 1 to {_LONGEST_SIDE}",
             hint="correct them, or remove both: the size of the images counts then",
         )
     return width, height
