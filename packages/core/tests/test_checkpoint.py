@@ -241,12 +241,13 @@ def save_forever(start):
         model = {f"w{i}": torch.full((20_000,), float(step)) for i in range(8)}
         checkpoints.save(step, {"model": model}, metric=float(step % 7))
 
-moments, step = random.Random(int(sys.argv[3])), 0
-for _ in range(int(sys.argv[2])):
+moments, step, kills, killed = random.Random(int(sys.argv[3])), 0, int(sys.argv[2]), 0
+while killed < kills or step < 3:  # on a busy machine the first ones may come before any save
+    killed += 1
     pid = os.fork()
     if pid == 0:
         save_forever(step)
-    time.sleep(moments.uniform(0.01, 0.12))
+    time.sleep(moments.uniform(0.01, 0.12 * max(1.0, killed / kills)))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     checkpoints = Checkpoints(Path(sys.argv[1]), on_warning=sys.exit)
