@@ -54,6 +54,17 @@ COOPCYL = Chain(
             "coopcyl validate --root DATA --split train --samples 50",
             run="coopcyl validate --root OPV2V --split train --samples 50",
         ),
+        *(
+            step(
+                f"coopcyl {words}",
+                run=f"coopcyl {words.replace('DATA', 'OPV2V').replace('DEPTH', 'OPV2V')}",
+            )
+            for words in (
+                "validate --root DATA --split train --samples 8",
+                "preview --root DATA dataset.depth_root=DEPTH --split train --frame 0",
+                "viz --root DATA --split train --frame 0",
+            )
+        ),
         step(
             "coopcyl train --root OPV2V dataset.depth_root=DEPTH --run-dir runs/opv2v",
             run="coopcyl train --root OPV2V dataset.depth_root=OPV2V --run-dir runs/opv2v",
@@ -76,6 +87,7 @@ COOPCYL = Chain(
             run=f"coopcyl train loss=matching {_NETWORK}",
         ),
         *(step(f"coopcyl {name} RUN") for name in ("eval", "predict", "render", "report")),
+        step("coopcyl render RUN --frame 0"),
         step("coopcyl parity RUN"),
         step(
             "coopcyl eval RUN --ladder",

@@ -71,6 +71,10 @@ MANIFLOW = Chain(
             "--endpoint hamster=http://127.0.0.1:18741 --stride 64",
         ),
         step("maniflow-overlay paths parse OUT PATHS.jsonl"),
+        step(
+            "maniflow-overlay overlay frames FRAMES PATHS.jsonl OUT",
+            run="maniflow-overlay overlay frames FRAMES PATHS.jsonl DRAWN",
+        ),
         step("maniflow-overlay paths parse answers paths.jsonl --hold frames"),
         step(
             "maniflow-overlay paths parse answers paths.jsonl --jobs 4",

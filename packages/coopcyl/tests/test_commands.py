@@ -1,6 +1,7 @@
 """The commands as a user types them, and the pictures that they write."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from coopcyl import embedded, figures
 from coopcyl.cli import app
+from coopcyl.data.cache import StitchedCache
 from coopcyl.data.depth import DepthSource
 from coopcyl.data.frame_yaml import read_frame
 from coopcyl.data.images import read_png, write_png
@@ -16,6 +18,8 @@ from coopcyl.data.synth.write import SynthOptions, write_tree
 from coopcyl.data.tree import AgentFrame, read_tree
 from coopcyl.geometry.panorama import Panorama
 from coopcyl.geometry.rig import opv2v_rig
+from coopcyl.train_config import TrainConfig
+from loom.config import resolve
 from typer.testing import CliRunner, Result
 
 SMALL_PANORAMA = ["panorama.width=252", "panorama.height=64"]
@@ -149,6 +153,26 @@ def test_the_cache_is_filled_once(small_root):
     count = sum(len(f.agents) for f in read_tree(small_root, "train").frames)
     assert f"{count} stitched, 0 were there" in first
     assert f"0 stitched, {count} were there" in again
+
+
+def test_what_the_help_of_cache_says_fills_the_cache_of_a_training(small_root):
+    words = ("panorama.width=256", "panorama.height=64", "panorama.supersample=2")
+    assert all(word in call("cache", "--help").stdout for word in words)
+    call("cache", "c", "--root", small_root, *words)
+    config = resolve(TrainConfig, overrides=[f"dataset.root={small_root}"]).config
+    views = StitchedCache(Path("c"), config.reader())
+    assert all(views.path(agent).exists() for agent in agents(small_root))
+
+
+def test_frames_that_are_left_out_are_counted_and_named(small_root, tmp_path):
+    root = shutil.copytree(small_root, tmp_path / "data")
+    agent = agents(root)[0]
+    agent.image("camera3").unlink()
+    result = call("preview", "--root", root, "dataset.strict=false", *SMALL_PANORAMA)
+    assert f"1 vehicle frames left out; first {agent}: {agent.time}_camera3.png" in result.stderr
+    Path("skip.txt").write_text(f"{agent}\n")
+    result = call("preview", "--root", root, "dataset.skip=skip.txt", *SMALL_PANORAMA)
+    assert "1 vehicle frames left out by skip.txt" in result.stderr
 
 
 def test_baselines_stand_far_above_true_matches(tmp_path):

@@ -90,6 +90,7 @@ def test_a_training_leaves_metres_beside_their_baselines(trained):
     assert results["metrics"]["trans_err_m_median"] == last["metric/trans_err_m_median"]
     page = (trained / "report.html").read_text()
     assert "identity" in page
+    assert "Judged on 2 sets of validate" in page
     assert "http" not in page.replace("http-equiv", "")
 
 
@@ -98,10 +99,10 @@ def test_the_page_of_another_threads_run_or_of_no_run_is_not_touched(trained, tm
     facts = tmp_path / "other" / "run.json"
     facts.write_text(facts.read_text().replace('"thread": "coopcyl"', '"thread": "pinpad"'))
     (tmp_path / "other" / "report.html").write_text("its own")
-    with pytest.raises(UserError, match="a run of pinpad"):
+    with pytest.raises(UserError, match="is a run of pinpad"):
         write_report(tmp_path / "other")
     assert (tmp_path / "other" / "report.html").read_text() == "its own"
-    with pytest.raises(UserError, match="there is no run"):
+    with pytest.raises(UserError, match="no run.s directory"):
         write_report(tmp_path)
 
 
@@ -124,6 +125,15 @@ def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(trained, 
 def test_a_resume_with_other_settings_is_refused_with_both_values(trained, town):
     with pytest.raises(UserError, match=r"train_params.lr: 0.0015 -> 0.5"):
         run_training(None, settings(town, "train_params.lr=0.5"), directory=trained, resume=True)
+
+
+def test_without_depth_nothing_is_trained_and_poses_are_predicted(trained, town, tmp_path):
+    with pytest.raises(UserError, match="nothing to learn from"):
+        run_training(None, settings(town, "dataset.depth_format=none"), directory=tmp_path / "run")
+    with_depth, without = tmp_path / "with.jsonl", tmp_path / "without.jsonl"
+    run_predictions(Question(trained), with_depth)
+    run_predictions(Question(trained, ["dataset.depth_format=none"]), without)
+    assert with_depth.read_text() == without.read_text()
 
 
 def test_learning_rate_and_steps_follow_from_the_settings_alone():
@@ -241,6 +251,9 @@ def test_a_network_is_only_read_with_its_own_size(trained):
 
 
 def test_oracles_replace_what_they_name(trained):
+    result = CliRunner().invoke(app, ["eval", str(trained), "--ladder", "--oracle", "pose"])
+    assert result.exit_code == 2
+    assert "--ladder and --oracle" in result.stderr
     asked = Question(trained).open()
     exact = asked.evaluate(frozenset({"pose"})).metrics()
     assert exact["trans_err_m_median"] == 0

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from coopcyl.geometry.covisibility import appear, overlap, seen
 from coopcyl.geometry.panorama import Panorama
 from coopcyl.geometry.rig import intrinsic_of_fov
 from coopcyl.geometry.stitch_table import StitchTable, build_table
+from coopcyl.measure import Measurer
 from coopcyl.validate import Check, Validation, validate
 from PIL import Image
 
@@ -76,6 +78,23 @@ def test_a_good_data_set_passes_every_check(pair_root):
     assert values["extrinsic"]["worst_m"] < 1e-6
     np.testing.assert_allclose(values["true_ego_pos"]["lidar_in_vehicle_m"], [-0.5, 0, 1.9])
     assert json.loads(result.to_json())["passed"] is True
+
+
+def test_only_the_views_of_one_time_are_in_memory(small_root, monkeypatch):
+    views: list[weakref.ref] = []
+    alive = []
+    measure = Measurer.measure
+
+    def counted(self: Measurer, frame: AgentFrame) -> tuple:
+        alive.append(sum(view() is not None for view in views))
+        numbers, view = measure(self, frame)
+        views.append(weakref.ref(view))
+        return numbers, view
+
+    monkeypatch.setattr(Measurer, "measure", counted)
+    tree = read_tree(small_root, "train", NPY)
+    validate(tree, PanoramaReader(Panorama(64, 16), NPY), 0)
+    assert alive == [number for frame in tree.frames for number in range(len(frame.agents))]
 
 
 def test_range_instead_of_z_is_noticed_by_the_road_and_by_the_lidar(root):

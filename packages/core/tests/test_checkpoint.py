@@ -7,6 +7,8 @@ import random
 import resource
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -184,19 +186,23 @@ def test_what_could_not_be_loaded_is_not_saved(checkpoints, value):
     assert checkpoints.steps() == []
 
 
-@pytest.fixture
-def small_disk():
+@contextmanager
+def small_disk(size: int) -> Generator[None]:
+    """Let no file grow beyond a size; within the test alone, for pytest may print to a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("size", [0, 100, 5_000, 400_000])
-def test_a_full_disk_is_a_user_error_and_the_old_ones_are_intact(checkpoints, small_disk, size):
+def test_a_full_disk_is_a_user_error_and_the_old_ones_are_intact(checkpoints, size):
     filled(checkpoints, (1, 2))
     before = {p: p.read_bytes() for p in checkpoints.directory.rglob("*") if p.is_file()}
-    small_disk(size)
-    with pytest.raises(UserError, match="checkpoint of step 3 was not written") as caught:
+    refused = pytest.raises(UserError, match="checkpoint of step 3 was not written")
+    with refused as caught, small_disk(size):
         checkpoints.save(3, state_of(3, size=200_000))
     assert "intact" in caught.value.hint
     after = {p: p.read_bytes() for p in checkpoints.directory.rglob("*") if p.is_file()}

@@ -56,7 +56,7 @@ def test_the_threads_are_found_by_their_entry_points():
     import importlib.metadata
 
     found = {point.name for point in importlib.metadata.entry_points(group="loom.doctor")}
-    assert found == {"featdistill", "pinpad", "end2race", "maniflow-overlay"}
+    assert found == {"coopcyl", "featdistill", "pinpad", "end2race", "maniflow-overlay"}
 
 
 @pytest.mark.parametrize(("level", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
@@ -171,3 +171,12 @@ def test_a_checkout_that_git_refuses_is_named_with_its_remedy(tmp_path):
     here = doctor.check_commit(Path(doctor.__file__).parent)
     assert here.level == "ok"
     assert " of " in here.detail or "not a checkout" in here.detail
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler to fall back to")
+@pytest.mark.parametrize(("named", "level"), [("", "ok"), ("g++", "ok"), ("ccache g++", "warn")])
+def test_a_compiler_that_was_named_and_not_taken_is_said(monkeypatch, named, level):
+    monkeypatch.setenv("CXX", named)
+    finding = doctor.check_compiler()
+    assert finding.level == level
+    assert ("CXX=ccache g++ does not run" in finding.detail) == (level == "warn")

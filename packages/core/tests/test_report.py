@@ -414,3 +414,10 @@ def test_a_directory_that_is_not_there_is_an_error(tmp_path):
     (tmp_path / "pictures").mkdir()
     with pytest.raises(UserError, match="no run's directory"):
         run_report(tmp_path / "pictures")
+
+
+def test_a_thread_writes_no_page_over_that_of_another_thread(run_directory):
+    thread = json.loads((run_directory / "run.json").read_text(encoding="utf-8"))["thread"]
+    run_report(run_directory, thread=thread)
+    with pytest.raises(UserError, match=f"is a run of {thread}"):
+        run_report(run_directory, thread="another")

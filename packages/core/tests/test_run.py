@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -337,6 +338,16 @@ def test_default_directories_are_numbered_and_the_newest_is_resumed(tmp_path, mo
     assert directory_of(resume=True) == made[-1]
 
 
+@pytest.mark.parametrize(("was", "again"), [("lego800-2", "lego800-1"), ("lego-200", "lego-1")])
+def test_a_run_that_is_repeated_keeps_its_name_but_for_the_number(
+    finished, tmp_path, monkeypatch, was, again
+):
+    monkeypatch.chdir(tmp_path)
+    finished.rename(tmp_path / was)
+    with Run.open("featdistill", Settings, tmp_path / was, quiet=True) as run:
+        assert run.dir == Path("runs/featdistill") / again
+
+
 def test_generators_depend_on_seed_and_name_only(tmp_path):
     with opened(tmp_path / "a") as one, opened(tmp_path / "b") as two:
         draws = [one.rng("init").random(), two.rng("init").random(), one.rng("data").random()]
@@ -355,6 +366,18 @@ def test_a_file_where_the_directory_should_be_is_an_error_with_a_hint(tmp_path):
             opened(directory)
         assert caught.value.hint
     assert file.read_text(encoding="utf-8") == "kept"
+
+
+def test_a_file_system_without_locks_is_an_error_with_a_hint(tmp_path, monkeypatch):
+    import fcntl
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match="no locks available") as caught:
+        opened(tmp_path / "run")
+    assert "Lustre" in caught.value.hint
 
 
 def test_a_disk_that_fails_while_opening_gives_the_directory_free(tmp_path, monkeypatch):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from end2race.cli import app
 from end2race.data.calibration import IDENTITY, level_camera, write_calibration
 from end2race.data.dataset import open_dataset
+from end2race.data.importers.clouds import in_order
 from end2race.data.importers.pcd import read_pcd, unpack_lzf
 from end2race.data.lidar_files import read_points
 from end2race.data.validation import validate
@@ -164,6 +166,13 @@ def test_damaged_pcd_files_are_refused_or_read_never_worse(tmp_path, data):
             assert "a.pcd" in error.message
 
 
+def test_an_intensity_of_several_values_is_none(tmp_path):
+    header = "VERSION 0.7\nFIELDS x y z intensity\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 2\n"
+    lines = "WIDTH 2\nHEIGHT 1\nPOINTS 2\nDATA ascii\n1 2 3 4 5\n6 7 8 9 0\n"
+    (tmp_path / "a.pcd").write_text(header + lines)
+    assert read_pcd(tmp_path / "a.pcd").tolist() == [[1, 2, 3, 0], [6, 7, 8, 0]]
+
+
 def test_a_folder_of_pcd_becomes_a_segment(tmp_path):
     (tmp_path / "pcd").mkdir()
     given_clouds = clouds(6)
@@ -261,12 +270,45 @@ def test_an_import_keeps_the_calibration_and_the_rate_of_its_dataset(tmp_path):
     write_calibration(first, level_camera(16, 8, 9.0, (0, 0, 0)), IDENTITY)
     write_calibration(other, level_camera(16, 8, 9.0, (0, 0, 0.1)), IDENTITY)
     named = ("kitti-bin", "--src", source, "--controls", controls, "--out", tmp_path / "o")
-    run(*named, "--calibration", first)
+    run(*named, "--calibration", other, "--rate-hz", 5, "--segment", "no key", code=2)
+    run(*named, "--calibration", first)  # the failed one has begun nothing
     run(*named, "--calibration", first, "--segment", "segment_0002")
     refused = run(*named, "--calibration", other, "--segment", "segment_0003", code=2)
     assert "begun with another calibration" in refused
     refused = run(*named, "--rate-hz", 20, "--segment", "segment_0003", code=2)
     assert "has 10 frames per second, not 20" in refused
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--split", "trian", "no split 'trian'"),
+        ("--split", "..", "no split"),
+        ("--segment", "../../elsewhere", "makes no key"),
+        ("--segment", "drive 1", "makes no key"),
+    ],
+)
+def test_a_segment_goes_into_a_split_under_a_name_that_makes_a_key(tmp_path, option, value, said):
+    source, controls = kitti(tmp_path / "k"), table(tmp_path / "c.csv", 5)
+    named = ("kitti-bin", "--src", source, "--controls", controls, "--out", tmp_path / "o" / "o")
+    assert said in run(*named, option, value, code=2)
+    assert not list(tmp_path.rglob("data.csv"))
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["10", "9", "1"], ["1", "9", "10"]),
+        (["frame_10", "frame_9"], ["frame_9", "frame_10"]),
+        (["12.5", "12.25"], ["12.25", "12.5"]),  # seconds
+        (["000010", "000009"], ["000009", "000010"]),
+        (["b2", "a10"], ["a10", "b2"]),
+        (["left", "10"], ["10", "left"]),
+        (["1", "._1"], ["1"]),  # what macOS leaves beside a file
+    ],
+)
+def test_clouds_are_frames_in_the_order_of_their_numbers(names, order):
+    assert [path.stem for path in in_order(Path(f"{name}.pcd") for name in names)] == order
 
 
 def test_clouds_whose_time_stands_or_goes_back_are_refused_with_the_line(tmp_path):

@@ -182,12 +182,22 @@ def test_a_fraction_of_labels_takes_whole_segments_drawn_by_the_seed(made, tmp_p
     assert "12 of 18 training windows" in log(run)  # two segments of three: a third is not enough
 
 
+SEEDED = SimpleNamespace(rng=lambda name: np.random.default_rng(0))
+
+
 def test_seven_hundredths_of_a_hundred_segments_are_seven(monkeypatch, tmp_path):
     names = SimpleNamespace(segments=[SimpleNamespace(name=f"s{i}") for i in range(100)])
+    listed = [SimpleNamespace(segment=i) for i in range(100)]
     monkeypatch.setattr("end2race.train_student.open_dataset", lambda root, splits: names)
+    monkeypatch.setattr("end2race.train_student.windows", lambda *_: listed)
     config = StudentConfig(label_fraction=0.07, data=DataSection(root=tmp_path))
-    run = SimpleNamespace(rng=lambda name: np.random.default_rng(0))
-    assert len(labelled_segments(config, run)) == 7
+    assert len(labelled_segments(config, SEEDED)) == 7
+
+
+def test_a_segment_too_short_for_a_window_is_not_drawn_for_its_labels(small):
+    root = small({"train": (2, 8, 2, 2)})
+    config = StudentConfig(label_fraction=0.5, data=DataSection(root=root, seq_len=T))
+    assert labelled_segments(config, SEEDED) == ("segment_0001",)
 
 
 def test_a_share_of_labels_that_processes_cannot_divide_is_refused():

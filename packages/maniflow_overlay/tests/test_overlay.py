@@ -15,6 +15,8 @@ from maniflow_overlay.cli import app
 from maniflow_overlay.gripper_path import path_from_rows, read_path
 from maniflow_overlay.overlay import drawing, layers, recorded
 from maniflow_overlay.overlay.pictures import read_picture_bgr
+from maniflow_overlay.paths.frames import FrameKey
+from maniflow_overlay.paths.table import PathRow, write_paths
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -219,9 +221,38 @@ def test_render_draws_into_a_picture_file(tmp_path):
         assert done.exit_code == 0, done.output
         expected = draw_literally(start.copy(), rows)
         assert np.array_equal(read_picture_bgr(tmp_path / "o.png"), expected)
+    done = run("overlay", "render", *files[:2], tmp_path / "o.jpg")
+    assert (done.exit_code, "not a .png file" in done.stderr) == (2, True)
     (tmp_path / "in.png").write_bytes(b"")
     done = run("overlay", "render", *files)
     assert (done.exit_code, "not a picture" in done.stderr) == (2, True)
+
+
+def test_paths_are_drawn_into_their_own_frames_and_others_stay_as_they_are(tmp_path):
+    rows = [[0.2, 0.3, 1], [0.7, 0.6, 0]]
+    frames = {}
+    for number in (0, 3):
+        frames[number] = noise(64, 48, number)
+        folder = tmp_path / "in/a/episode_7/frames"
+        folder.mkdir(parents=True, exist_ok=True)
+        content = cv2.imencode(".png", frames[number])[1].tobytes()
+        (folder / f"frame_{number:04d}.png").write_bytes(content)
+    drawn = PathRow(FrameKey("a", 7, 3), "ok", path_from_rows(rows, "case"))
+    write_paths(tmp_path / "p.jsonl", [PathRow(FrameKey("a", 7, 0), "no_answer", None), drawn])
+    for flag in ([], ["--path-only"]):
+        done = run(
+            "overlay", "frames", tmp_path / "in", tmp_path / "p.jsonl", tmp_path / "o", *flag
+        )
+        assert done.exit_code == 0, done.output
+        assert "2 pictures" in done.stdout
+        assert "1 of them with a path" in done.stdout
+        start = {n: np.zeros_like(image) if flag else image for n, image in frames.items()}
+        written = {n: tmp_path / f"o/a/episode_07/overlay/frame_{n:04d}.png" for n in frames}
+        assert np.array_equal(read_picture_bgr(written[0]), start[0])
+        assert np.array_equal(read_picture_bgr(written[3]), draw_literally(start[3].copy(), rows))
+    write_paths(tmp_path / "p.jsonl", [])
+    done = run("overlay", "frames", tmp_path / "in", tmp_path / "p.jsonl", tmp_path / "o")
+    assert (done.exit_code, "no path for any of 2 frames" in done.stderr) == (2, True)
 
 
 def test_a_drawing_that_is_scaled_down_is_the_notes_but_for_its_soft_edge():

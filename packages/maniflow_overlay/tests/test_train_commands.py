@@ -95,6 +95,13 @@ def test_a_report_is_written_again_and_says_what_it_left_out(trained, tmp_path):
     assert command("report", run).exit_code == 0
     assert page.is_file()
     assert command("report", tmp_path / "absent").exit_code == 2
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "run.json").write_text('{"thread": "pinpad"}', encoding="utf-8")
+    refused = command("report", other)
+    assert (refused.exit_code, "is a run of pinpad" in refused.stderr) == (2, True)
+    assert not (other / "report.html").exists()
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
     for damage in ("{}", '{"metrics": 3}', '{"metrics": {"a": "b"}}', "[", ""):
         (tmp_path / "evaluation").mkdir(exist_ok=True)
         (tmp_path / "evaluation/open_loop.json").write_text(damage, encoding="utf-8")
@@ -112,6 +119,11 @@ def test_without_a_store_simulated_episodes_are_recorded_once(tmp_path, monkeypa
     assert "recording 3 episodes" in first.stdout
     second = command(*arguments)
     assert "recording" not in second.stdout
+    lost = command("train", "--resume", "--run-dir", "absent")
+    assert (lost.exit_code, "no run to resume" in lost.stderr) == (2, True)
+    assert lost.stdout == ""
+    again = command("train", "--resume", "--steps", "2", "--batch-size", "4")
+    assert (again.exit_code, "goes on in" in again.stdout) == (0, True), again.output
     assert (tmp_path / "runs/maniflow_overlay/policy-2/report.html").is_file()
 
 
@@ -124,6 +136,9 @@ def test_trainings_that_begin_together_record_the_simulated_episodes_once(tmp_pa
         stores = [pool.submit(embedded.embedded_store, said.append) for _ in range(3)]
     assert {str(store.result()) for store in stores} == {"data/maniflow_overlay/planar/store"}
     assert len([line for line in said if "recording" in line]) == 1
+    (tmp_path / "data/maniflow_overlay/planar/.lock").unlink()
+    embedded.embedded_store(said.append)  # nothing is written, and nothing need be writeable
+    assert not (tmp_path / "data/maniflow_overlay/planar/.lock").exists()
 
 
 def test_wrong_settings_are_refused_in_a_sentence(store, tmp_path):

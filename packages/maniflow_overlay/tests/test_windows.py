@@ -121,7 +121,10 @@ def test_rows_and_pixels_that_are_not_there_are_named_and_nothing_else_is_writte
     with (layers.folder / LAYERS).open("r+b") as file:
         file.seek(int(layers.offset[1]))
         file.write((16 * 20).to_bytes(4, "little"))
-    with pytest.raises(IndexError, match="out of bounds"):
+    with pytest.raises(UserError, match="layers.bin: the path of row 1 is damaged"):
+        read_pictures(store, layers, np.array([1]), target[:1])
+    os.truncate(layers.folder / LAYERS, int(layers.offset[2]) - 1)
+    with pytest.raises(UserError, match="layers.bin: the path of row 1 is damaged"):
         read_pictures(store, layers, np.array([1]), target[:1])
     os.truncate(store.folder / FRAMES, 100)
     with pytest.raises(UserError, match="row 1 cannot be read whole"):

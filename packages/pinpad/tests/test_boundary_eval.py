@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from loom.errors import UserError
 from loom.evaluation.statistics import Interval, Undefined
+from pinpad.boundary import report
 from pinpad.boundary.detectors import Detection, Scores, largest_frame_delta, parse_anchor, periodic
 from pinpad.boundary.evaluate import as_json, judge
 from pinpad.boundary.recordings import Recording, read_recordings, recording
@@ -240,6 +241,19 @@ def test_the_command_judges_stored_scores_beside_the_anchors(tmp_path):
     page = output.with_suffix(".html").read_text(encoding="utf-8")
     assert "mine" in page
     assert "Warning" in page
+
+
+@pytest.mark.parametrize("name", ["b.json", "b.html", "b"])
+def test_figures_and_page_lie_side_by_side_however_they_are_named(recordings, name, tmp_path):
+    judged = [judge(recordings, parse_anchor("periodic"), "reward", permutations=9)]
+    page = report.write(judged, tmp_path / name, {"folder": "f", "episodes": 6})
+    assert page == tmp_path / "b.html"
+    assert json.loads((tmp_path / "b.json").read_text())["episodes"] == 6
+    assert "<table" in page.read_text(encoding="utf-8")
+    stored = json.loads((tmp_path / "b.json").read_text())["judgements"][0]
+    (row,) = report.rows(judged, "reward")
+    assert report.stored_row(stored) == row
+    assert dict(zip(report.COLUMNS, row, strict=True))["flags"] == "clock"
 
 
 @pytest.mark.parametrize(

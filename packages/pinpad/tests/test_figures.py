@@ -112,6 +112,7 @@ def judged_run(tmp_path):
     """What `boundaries eval` leaves of two episodes, of which the second has more events."""
     run, folder = tmp_path / "run", tmp_path / "episodes"
     run.mkdir()
+    (run / "run.json").write_text("{}")
     write_new(folder, record_episodes("three", parse_mix("uniform,oracle"), 2, length=90, size=16,
                                       seed=0))  # fmt: skip
     for kind in ("posterior", "surprise"):
@@ -203,7 +204,7 @@ def test_a_run_that_was_not_judged_says_how(tmp_path):
 
 
 def test_a_folder_without_a_run_gets_no_page(tmp_path):
-    with pytest.raises(UserError, match="holds neither a run nor a sweep"):
+    with pytest.raises(UserError, match="is no run's directory"):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())
 

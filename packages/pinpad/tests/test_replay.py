@@ -46,6 +46,14 @@ def test_a_remembered_frame_is_the_one_that_was_shown(size):
     assert len(replay) == 3 * 121
 
 
+def test_frames_for_statistics_leave_nothing_behind():
+    replay, _ = played()
+    replay.batch(0)
+    held = dict(replay._painters)
+    assert replay.frames(500).shape == (500, 16, 16, 3)
+    assert replay._painters == held  # at 64 x 64 a painter of 20,000 frames has 245 MB
+
+
 def test_windows_are_a_pure_function_of_the_step_and_follow_the_time():
     replay, _ = played()
     one, again, other = replay.batch(5), replay.batch(5), replay.batch(6)

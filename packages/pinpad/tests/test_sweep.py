@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fake_slurm
 import pytest
+from filelock import FileLock
 from loom import processes
 from loom.config import resolve
 from loom.doctor import Finding
@@ -17,7 +18,7 @@ from loom.errors import UserError
 from pinpad.cli import app
 from pinpad.data.collect import collect
 from pinpad.data.players import parse_mix
-from pinpad.sweep import command, execute, plan
+from pinpad.sweep import command, execute, plan, report
 from pinpad.sweep.conditions import BOUNDARY4
 from pinpad.sweep.plan import SweepSettings, jobs, members
 from pinpad.sweep.state import read_sweep
@@ -185,6 +186,16 @@ def test_data_of_another_size_are_refused_before_anything_is_made(here):
     assert "held-out frames are (16, 16, 3), those learnt from (64, 64, 3)" in done.output
     assert "size=64" in done.output
     assert not (here / "root").exists()
+
+
+def test_the_run_log_gets_the_lines_of_the_report_too(here, monkeypatch):
+    monkeypatch.setattr(report, "write_report", lambda root, say: say("\nreward:\ntwo lines"))
+    file = conditions(here / "c.yaml", "good")
+    done = pinpad("sweep", "--conditions", file, "--run-log", "a b/run.log", *SMALL)
+    assert done.exit_code == 0, done.output
+    lines = Path("a b/run.log").read_text().splitlines()
+    assert lines[0].startswith("[sweep] 1 runs in")
+    assert lines[-3:-1] == ["reward:", "two lines"]
 
 
 @pytest.mark.parametrize(
@@ -364,6 +375,19 @@ def test_a_stopped_sweep_is_completed_by_resume(here, how):
     for name in ("slow_one_seed0", "slow_two_seed0"):
         trace = (root / name / "trace").read_text().split()
         assert trace == [str(step) for step in range(1, 21)]
+
+
+def test_a_sweep_of_another_machine_is_not_stopped_from_here(here):
+    execute.begin(SweepSettings(overrides=SMALL), here / "root", None)
+    bystander = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+    status = {"state": "running", "heartbeat": time.time(), "pid": bystander.pid, "jobs": {}}
+    (here / "root" / "status.json").write_text(json.dumps(status | {"host": "elsewhere"}))
+    lock = FileLock(here / "root" / "sweep.lock")
+    with lock, pytest.raises(UserError, match="is run by elsewhere"):
+        execute.stop(here / "root", patience_s=0.5)
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
 
 
 def test_a_sweep_runs_as_an_array_of_slurm(here, monkeypatch):

@@ -132,6 +132,14 @@ def test_held_out_episodes_that_a_model_cannot_be_judged_on_are_named(here):
     assert "time_limit=24" in done.output
 
 
+def test_an_agent_that_could_not_be_judged_at_the_end_is_not_begun(here):
+    short = [each for each in TINY if not each.startswith("eval_steps")]
+    done = run("train", "--run-dir", "run", "--task", "eight", *short, "eval_steps=20")
+    assert done.exit_code == 2, done.output
+    assert "the oracle earns 0 in 20 steps, uniform play 0" in done.output
+    assert "[prefill]" not in done.output
+
+
 def test_a_model_that_cannot_predict_rewards_from_actions_misses_its_gate(here):
     arguments = [each for each in TINY if not each.startswith(("least", "time_limit"))]
     done = run("train", "--run-dir", "run", *arguments, "least_reward_ap=1.0", "time_limit=150")

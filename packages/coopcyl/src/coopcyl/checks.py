@@ -1,7 +1,6 @@
 """The questions of the validator: each takes what was measured and gives one answer."""
 
 import functools
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,9 @@ import numpy as np
 
 from coopcyl.data.tree import AgentFrame, Frame, Tree
 from coopcyl.geometry.coverage import expected_coverage
-from coopcyl.geometry.covisibility import overlap, relative_pose
 from coopcyl.geometry.panorama import Panorama
 from coopcyl.geometry.rig import Rig, opv2v_rig
-from coopcyl.measure import Measured
+from coopcyl.measure import Measured, MeasuredPair
 
 COVERAGE_LIMIT = 0.01
 EXTRINSIC_LIMIT_M, EXTRINSIC_LIMIT_DEG = 0.05, 0.5
@@ -120,7 +118,7 @@ def resolution(measured: Sequence[Measured], panorama: Panorama) -> Check:
 
 def coverage(measured: Sequence[Measured], panorama: Panorama) -> Check:
     """Hold the covered share of the panorama against the one that follows from the rig."""
-    found = np.array([each.view.coverage.mean() for each in measured])
+    found = np.array([each.coverage for each in measured])
     expected = np.array([each.expected_coverage for each in measured])
     off = np.abs(found - expected)
     values = {"measured": float(found.mean()), "expected": float(expected.mean())}
@@ -234,9 +232,9 @@ def mounts(measured: Sequence[Measured]) -> Check:
 
 def masks(measured: Sequence[Measured]) -> Check:
     """Report the three masks; depth may be missing or sparse."""
-    coverage = float(np.mean([each.view.coverage.mean() for each in measured]))
-    valid = float(np.mean([each.view.depth_valid.mean() for each in measured]))
-    surface = [m.view.non_ambiguous.mean() for m in measured if m.view.non_ambiguous is not None]
+    coverage = float(np.mean([each.coverage for each in measured]))
+    valid = float(np.mean([each.depth_valid for each in measured]))
+    surface = [each.non_ambiguous for each in measured if each.non_ambiguous is not None]
     values = {
         "coverage": coverage,
         "depth_valid": valid,
@@ -328,14 +326,10 @@ def lidar(measured: Sequence[Measured]) -> Check:
     return Check("LiDAR", "ok", detail, values=values)
 
 
-def relative_poses(groups: Sequence[Sequence[Measured]]) -> Check:
+def relative_poses(pairs: Sequence[MeasuredPair]) -> Check:
     """Report distances between vehicles; two cannot be in one place."""
-    distances, places = [], []
-    for first, second in _pairs(groups):
-        distance = float(np.linalg.norm(relative_pose(first.view, second.view)[:3, 3]))
-        distances.append(distance)
-        if distance < CLOSE_M:
-            places.append(f"{first.frame} and {second.frame.agent}")
+    distances = [pair.distance_m for pair in pairs]
+    places = [pair.place for pair in pairs if pair.distance_m < CLOSE_M]
     if not distances:
         return Check("relative poses", "warn", "no time with two vehicles was looked at")
     values = {
@@ -359,15 +353,10 @@ def relative_poses(groups: Sequence[Sequence[Measured]]) -> Check:
     return Check("relative poses", "ok", detail, values=values)
 
 
-def overlap_share(groups: Sequence[Sequence[Measured]]) -> Check:
+def overlap_share(pairs: Sequence[MeasuredPair]) -> Check:
     """Find vehicles that see nothing in common."""
-    shares, places = [], []
-    for first, second in _pairs(groups):
-        if first.view.depth_valid.any() and second.view.depth_valid.any():
-            share = overlap(first.view, second.view)
-            shares.append(share)
-            if share < OVERLAP_LIMIT:
-                places.append(f"{first.frame} and {second.frame.agent}")
+    shares = [pair.overlap for pair in pairs if pair.overlap is not None]
+    places = [p.place for p in pairs if p.overlap is not None and p.overlap < OVERLAP_LIMIT]
     if not shares:
         return Check("overlap", "warn", "no two vehicles with depth at one time were looked at")
     values = {"median": float(np.median(shares)), "without": len(places)}
@@ -400,10 +389,6 @@ def duplicates(measured: Sequence[Measured]) -> Check:
             tuple(" = ".join(places) for places in same[:_PLACES]),
         )
     return Check("duplicates", "ok", f"{len(measured)} different sets of images")
-
-
-def _pairs(groups: Sequence[Sequence[Measured]]) -> list[tuple[Measured, Measured]]:
-    return [pair for group in groups for pair in itertools.combinations(group, 2)]
 
 
 def _where(measured: Sequence[Measured], chosen: np.ndarray) -> tuple[str, ...]:

@@ -38,6 +38,10 @@ RootOption = Annotated[
         "--root", help="Folder of train, validate, ...; without one: a small synthetic data set."
     ),
 ]
+ViewConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file with the sections dataset and panorama."),
+]
 OtherRootOption = Annotated[
     Path | None,
     typer.Option("--root", help="Folder of train, validate, ...; without one: that of the run."),
@@ -175,7 +179,7 @@ def render(
 @app.command()
 def viz(
     overrides: Overrides = None,
-    config: ConfigOption = None,
+    config: ViewConfigOption = None,
     root: RootOption = None,
     split: SplitOption = None,
     frame: FrameOption = "0",
@@ -260,7 +264,7 @@ def synth(
 @app.command()
 def validate(
     overrides: Overrides = None,
-    config: ConfigOption = None,
+    config: ViewConfigOption = None,
     root: RootOption = None,
     split: SplitOption = None,
     samples: Annotated[
@@ -280,7 +284,7 @@ def validate(
 @app.command()
 def preview(
     overrides: Overrides = None,
-    config: ConfigOption = None,
+    config: ViewConfigOption = None,
     root: RootOption = None,
     split: SplitOption = None,
     frame: FrameOption = "0",
@@ -299,7 +303,7 @@ def preview(
 @app.command()
 def project(
     overrides: Overrides = None,
-    config: ConfigOption = None,
+    config: ViewConfigOption = None,
     root: RootOption = None,
     split: SplitOption = None,
     frame: FrameOption = "0",
@@ -316,14 +320,19 @@ def project(
 def cache(
     folder: Annotated[Path, typer.Argument(help="Where the entries go.")],
     overrides: Overrides = None,
-    config: ConfigOption = None,
+    config: ViewConfigOption = None,
     root: RootOption = None,
     split: SplitOption = None,
     rebuild_damaged: Annotated[
         bool, typer.Option("--rebuild-damaged", help="Make damaged entries again, and count them.")
     ] = False,
 ) -> None:
-    """Stitch every vehicle frame of a split once and keep the panoramas."""
+    """Stitch every vehicle frame of a split once and keep the panoramas.
+
+    A training does so itself. To do it before, for the network's default panorama:
+    `coopcyl cache FOLDER panorama.width=256 panorama.height=64 panorama.supersample=2`, then
+    `coopcyl train dataset.cache=FOLDER`.
+    """
     from coopcyl.commands import Request, fill_cache
 
     request = Request(config, overrides, root, split)
@@ -333,7 +342,7 @@ def cache(
 @app.command()
 def baselines(
     overrides: Overrides = None,
-    config: ConfigOption = None,
+    config: ViewConfigOption = None,
     root: RootOption = None,
     split: SplitOption = None,
     samples: Annotated[int, typer.Option(min=0, help="Times that are read; 0: all.")] = 20,

@@ -46,20 +46,29 @@ def open_tree(dataset: DatasetSection, say: Callable[[str], None]) -> Tree:
         root = ROOT
         if dataset.split == OPTIONS.split:
             _write_once(root, OPTIONS, say)
-    return list_split(root, dataset.split, dataset)
+    return list_split(root, dataset.split, dataset, say)
 
 
 def open_town(dataset: DatasetSection, split: str, say: Callable[[str], None]) -> Tree:
     """List a split of a data set to learn from; without a root, that of the embedded town."""
     if dataset.root is None and split in TOWN_SPLITS:
         _write_once(TOWN, TOWN_SPLITS[split], say)
-    return list_split(dataset.root or TOWN, split, dataset)
+    return list_split(dataset.root or TOWN, split, dataset, say)
 
 
-def list_split(root: Path, split: str, dataset: DatasetSection) -> Tree:
-    """List a split as the settings want it."""
+def list_split(root: Path, split: str, dataset: DatasetSection, say: Callable[[str], None]) -> Tree:
+    """List a split as the settings want it, and say what of it is not used."""
     skip = read_skip_list(dataset.skip) if dataset.skip else ()
-    return read_tree(root, split, dataset.depth(), strict=dataset.strict, skip=skip)
+    tree = read_tree(root, split, dataset.depth(), strict=dataset.strict, skip=skip)
+    if tree.problems:
+        first = tree.problems[0]
+        say(
+            f"[data] {split}: {len(tree.problems)} vehicle frames left out; first {first.place}: "
+            f"{first.message}"
+        )
+    if tree.skipped:
+        say(f"[data] {split}: {tree.skipped} vehicle frames left out by {dataset.skip}")
+    return tree
 
 
 def _write_once(root: Path, options: SynthOptions, say: Callable[[str], None]) -> None:

@@ -111,6 +111,8 @@ def run_evaluation(
     as_json: bool,
 ) -> None:
     """Judge a network, print and write the result."""
+    if ladder and oracle:
+        raise UserError("--ladder and --oracle", hint="the ladder has its own oracles: give one")
     stages = _LADDER if ladder else {_name(oracle): _oracle(oracle)}
     asked = question.open()
     found = {name: asked.evaluate(kinds) for name, kinds in stages.items()}

@@ -24,6 +24,7 @@ from coopcyl.geometry.carla import (
     rotation_angle_deg,
 )
 from coopcyl.geometry.coverage import expected_coverage
+from coopcyl.geometry.covisibility import overlap, relative_pose
 from coopcyl.geometry.rig import Camera, Rig
 from coopcyl.geometry.view import View
 
@@ -71,7 +72,9 @@ class Measured:
 
     Attributes:
         frame: Whose they are.
-        view: Its panorama.
+        coverage: Share of the panorama that a camera sees.
+        depth_valid: Share with a range.
+        non_ambiguous: Share that shows a surface; None where depth is sparse.
         sizes: (width, height) of each image.
         expected_coverage: From the rig of the cameras that have images.
         whole_coverage: From all cameras of the YAML file.
@@ -85,7 +88,9 @@ class Measured:
     """
 
     frame: AgentFrame
-    view: View
+    coverage: float
+    depth_valid: float
+    non_ambiguous: float | None
     sizes: tuple[tuple[int, int], ...]
     expected_coverage: float
     whole_coverage: float
@@ -98,6 +103,21 @@ class Measured:
     digest: str
 
 
+@dataclass(frozen=True)
+class MeasuredPair:
+    """The numbers of two vehicles at one time.
+
+    Attributes:
+        place: Both of them.
+        distance_m: Between their LiDARs.
+        overlap: Share of the first one's points that the second one sees; None without depth.
+    """
+
+    place: str
+    distance_m: float
+    overlap: float | None
+
+
 class Measurer:
     """Measures vehicle frames; remembers the coverage of rigs it has met."""
 
@@ -105,8 +125,8 @@ class Measurer:
         self.reader = reader
         self._coverage: dict[str, float] = {}
 
-    def measure(self, frame: AgentFrame) -> Measured:
-        """Read one vehicle frame whole and measure it.
+    def measure(self, frame: AgentFrame) -> tuple[Measured, View]:
+        """Read one vehicle frame whole and measure it; return its view besides, for pairs.
 
         Raises:
             DataError: A file is missing, damaged or contradicts another one.
@@ -120,9 +140,11 @@ class Measurer:
         error, inverted = _extrinsic_error(record)
         rng = np.random.default_rng(0)
         ground = fit_ground(rig.cameras, depths, rng) if self.reader.depth.dense else None
-        return Measured(
+        numbers = Measured(
             frame,
-            view,
+            float(view.coverage.mean()),
+            float(view.depth_valid.mean()),
+            None if view.non_ambiguous is None else float(view.non_ambiguous.mean()),
             tuple((camera.width, camera.height) for camera in rig.cameras),
             self._expected(rig),
             self._expected(everything),
@@ -134,6 +156,7 @@ class Measurer:
             self._lidar_fit(frame, rig.cameras, depths),
             _digest(frame),
         )
+        return numbers, view
 
     def _expected(self, rig: Rig) -> float:
         key = rounded_rig(rig).digest()
@@ -148,6 +171,16 @@ class Measurer:
             return None
         points = read_pcd(frame.pcd) @ CV_FROM_UE[:3, :3].T
         return fit_lidar(points, cameras, depths)
+
+
+def measure_pair(first: tuple[Measured, View], second: tuple[Measured, View]) -> MeasuredPair:
+    """Measure two vehicles of one time."""
+    (one, view), (other, other_view) = first, second
+    return MeasuredPair(
+        f"{one.frame} and {other.frame.agent}",
+        float(np.linalg.norm(relative_pose(view, other_view)[:3, 3])),
+        overlap(view, other_view) if one.depth_valid and other.depth_valid else None,
+    )
 
 
 def fit_ground(

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from loom.errors import UserError
 from loom.files import read_json
 from loom.report import Report
 from loom.report_run import run_report
-from loom.run_directory import RUN_FILE
 
 RESULTS = "evaluation/results.json"
 SHOWN = {
@@ -43,24 +41,16 @@ def write_report(run: Path) -> Path:
     Raises:
         UserError: There is no run, or one of another thread, whose page would be lost.
     """
-    _require_own(run)
     results = read_results(run)
-    return run_report(run, lambda page: _judgement(page, results)).write(run / "report.html")
-
-
-def _require_own(run: Path) -> None:
-    facts = run / RUN_FILE
-    if not facts.is_file():
-        raise UserError(f"{run}: there is no run", hint="`loom runs` lists the runs")
-    thread = read_json(facts).get("thread")
-    if thread != "coopcyl":
-        raise UserError(f"{run}: a run of {thread}", hint="its own thread has a `report`, too")
+    report = run_report(run, lambda page: _judgement(page, results), thread="coopcyl")
+    return report.write(run / "report.html")
 
 
 def _judgement(report: Report, results: dict[str, Any]) -> None:
     if not results:
         return
-    report.heading(f"Judged on {results['sets']} sets that were not learned from")
+    split = f" of {results['split']}" if "split" in results else ""
+    report.heading(f"Judged on {results['sets']} sets{split}")
     names = list(SHOWN)
     for part, note in (
         (names[:_FIRST_TABLE], "Metres, shares and degrees; no scale is fitted, no frame aligned."),

@@ -10,6 +10,7 @@ from loom import distributed
 from loom.config import resolve
 from loom.device import choose_device
 from loom.drawing import print_table
+from loom.errors import UserError
 from loom.files import write_json
 from loom.run import Run
 from loom.run_directory import settings_of
@@ -66,6 +67,11 @@ def run_training(
 
 def _train(run: Run[TrainConfig], last: list[Evaluation]) -> None:
     """Prepare the data and train; `last` holds the newest evaluation."""
+    if run.config.dataset.depth_format == "none":
+        raise UserError(
+            "dataset.depth_format is none: without depth there is nothing to learn from",
+            hint="`none` is for looking and predicting; see docs/coopcyl.md for the formats",
+        )
     data = open_data(run.config, run.info)
     run.use("train data", listing_digest(data.train))
     run.use("validation data", listing_digest(data.val))
@@ -75,7 +81,7 @@ def _train(run: Run[TrainConfig], last: list[Evaluation]) -> None:
     def keep(found: Evaluation, step: int) -> None:
         last[:] = [found]
         if run.is_main:
-            write_json(run.path(RESULTS), results(found) | {"step": step})
+            write_json(run.path(RESULTS), results(found) | {"step": step, "split": data.val.split})
 
     train(run.config, run, data, keep, choose_device().type)
 

@@ -5,6 +5,7 @@ the rig, the road is flat only if depth is z in metres, the LiDAR sees the same 
 depth files, and `extrinsic` must say the same as the poses.
 """
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from coopcyl.checks import Check
 from coopcyl.data.errors import DataError
 from coopcyl.data.panoramas import PanoramaReader
 from coopcyl.data.tree import AgentFrame, Tree
-from coopcyl.measure import Measured, Measurer
+from coopcyl.measure import Measured, MeasuredPair, Measurer, measure_pair
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,18 @@ def validate(
     ]
     measurer = Measurer(reader)
     measured: list[Measured] = []
-    groups: list[list[Measured]] = []
+    pairs: list[MeasuredPair] = []
     unread: list[tuple[AgentFrame, str]] = []
     for frame in chosen:
-        group = []
+        together = []  # only the views of one time are in memory
         for agent in frame.agents:
             try:
-                group.append(measurer.measure(agent))
+                together.append(measurer.measure(agent))
             except DataError as error:
                 unread.append((agent, error.message))
                 say(error.message)
-        measured += group
-        groups.append(group)
+        measured += [numbers for numbers, _ in together]
+        pairs += [measure_pair(*two) for two in itertools.combinations(together, 2)]
     answers = [checks.tree(tree), checks.vehicles(tree.frames), checks.files(chosen, unread)]
     if measured:
         answers += [
@@ -78,8 +79,8 @@ def validate(
             checks.masks(measured),
             checks.depth_unit(measured),
             checks.lidar(measured),
-            checks.relative_poses(groups),
-            checks.overlap_share(groups),
+            checks.relative_poses(pairs),
+            checks.overlap_share(pairs),
             checks.duplicates(measured),
         ]
     return Validation(str(tree.root), tree.split, tuple(answers))

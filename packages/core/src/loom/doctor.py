@@ -225,7 +225,12 @@ def check_compiler() -> Finding:
     level = chosen_level()
     compiler = find_compiler()
     if isinstance(compiler, Compiler):
-        return Finding("ok", f"{compiler.version} ({compiler.path}), kernels for {level}")
+        found = f"{compiler.version} ({compiler.path}), kernels for {level}"
+        named = os.environ.get("CXX", "")
+        if named and shutil.which(named) != str(compiler.path):
+            fix = "set CXX to one compiler, without arguments, or unset it"
+            return Finding("warn", f"CXX={named} does not run; taken is {found}", fix)
+        return Finding("ok", found)
     return Finding(
         "warn",
         f"{compiler.reason}; the slower torch kernels are used",

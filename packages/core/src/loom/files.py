@@ -17,6 +17,7 @@ from typing import Any
 
 from loom.errors import UserError
 
+_NO_LOCKS = "no locks on this file system: take another, or mount it with them (Lustre: -o flock)"
 _HINTS = {
     errno.ENOSPC: "free some space on this disk, or give another folder",
     errno.EDQUOT: "your quota on this disk is used up: remove old runs, or give another folder",
@@ -30,6 +31,8 @@ _HINTS = {
     errno.EISDIR: "this is a folder, a file was expected",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "too many open files: raise the limit with `ulimit -n 4096`",
+    errno.ENOLCK: _NO_LOCKS,
+    errno.EOPNOTSUPP: _NO_LOCKS,
 }
 
 

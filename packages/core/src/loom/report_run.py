@@ -30,15 +30,22 @@ _LINES = 6  # series in one figure, more than that cannot be told apart
 T = TypeVar("T")
 
 
-def run_report(directory: Path, judgement: Callable[[Report], None] = lambda _: None) -> Report:
+def run_report(
+    directory: Path,
+    judgement: Callable[[Report], None] = lambda _: None,
+    *,
+    thread: str | None = None,
+) -> Report:
     """Return the report of one run: how it ended, gates, scores, curves, configuration, facts.
 
     Args:
         directory: The run's directory.
         judgement: Adds the thread's own sections; they stand before the curves of the training.
+        thread: Whose sections they are; any if None.
 
     Raises:
-        UserError: There is no such directory, or it holds no run.
+        UserError: There is no such directory, or it holds no run, or one of another thread, whose
+            page would be lost.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -47,6 +54,10 @@ def run_report(directory: Path, judgement: Callable[[Report], None] = lambda _: 
         raise UserError(f"{directory} is no run's directory", hint="`loom runs` lists the runs")
     damaged: list[str] = []
     run = _read(damaged, RUN_FILE, dict, lambda: dict(read_json(directory / RUN_FILE)))
+    if thread is not None and run.get("thread", thread) != thread:
+        raise UserError(
+            f"{directory} is a run of {run['thread']}", hint="its own thread has a `report`, too"
+        )
     status = _read(damaged, STATUS_FILE, dict, lambda: dict(read_status(directory)))
     rows = _read(damaged, METRICS_FILE, list, lambda: read_records(directory))
     gates = _read(damaged, GATES_FILE, list, lambda: _gates(directory / GATES_FILE))

@@ -9,6 +9,7 @@ Under torchrun only rank 0 writes.
 import contextlib
 import hashlib
 import os
+import re
 import sys
 import time
 import traceback
@@ -399,7 +400,7 @@ def _name(resolved: Resolved[Any], thread: str) -> str:
     if resolved.source == "defaults":
         return thread
     path = Path(resolved.source)
-    return path.parent.name.rstrip("-0123456789") if path.name == CONFIG_FILE else path.stem
+    return re.sub(r"-\d+$", "", path.parent.name) if path.name == CONFIG_FILE else path.stem
 
 
 def _origin(parent: Mapping[str, str | None]) -> str:

@@ -51,7 +51,10 @@ def find_runs(root: Path) -> list[Summary]:
         UserError: There is no such folder.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: there is no such folder", hint="give the folder of the runs")
+        raise UserError(
+            f"{root}: there is no such folder",
+            hint="give the folder of the runs; commands make runs/ where they are started",
+        )
     summaries = [summary(path) for path in _run_directories(root, DEPTH)]
     return sorted(summaries, key=lambda each: each.began or "")
 

@@ -126,7 +126,7 @@ def write_report(
         report.heading("One race").pictures(paths(heats, 0), columns=3)
         film = heats["KD"].film
         if film is not None:
-            report.text("The taught student; race.webp beside this page is the whole lap.")
+            report.text("The taught student; race.webp beside this page is the whole race.")
             report.pictures(strip(film), columns=1)
         report.heading("The same moment through all eyes")
         start = Setting(tracks=1).entries()[0]

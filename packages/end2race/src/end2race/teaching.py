@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -136,38 +137,18 @@ def open_teaching(
     section = config.kd
     if not section.has_teacher:
         return None
-    keys = [window.key for window in drives.train]
     cache = cached = None
     if section.cache_dir is not None:
-        split = config.data.train_split
-        fingerprint = {split: drives.dataset.fingerprint(split)}
-        expected = Expected(data=fingerprint, seq_len=config.data.seq_len)
-        cache = TeacherCache.open(section.cache_dir, expected, allow_stale=section.allow_stale)
-        require_fields(cache, fields)
-        run.use("teacher", cache.info.teacher_sha256)
-        run.info(f"[kd] the cache answers {cache.coverage(keys)}")
-        cached = CachedTeacher(
-            cache, fields, skip_missing=section.missing == "skip" or section.memory == "topk"
-        )
-    if section.memory == "topk" and section.memory_dir is not None:
-        bank = MemoryBank.open(section.memory_dir)
-        if bank.kind != "camera":
-            raise UserError(
-                f"{section.memory_dir} is looked up by what the {bank.kind} sees",
-                hint="a student asks by its camera: build it with `memory build --keys camera`",
-            )
-        if bank.cache.info.seq_len != config.data.seq_len:
-            raise UserError(
-                f"{section.memory_dir} remembers windows of {bank.cache.info.seq_len} frames, not "
-                f"{config.data.seq_len}",
-                hint="export and build it again with this --seq-len",
-            )
-        require_fields(bank.cache, fields)
+        cache = _open_cache(section.cache_dir, config, run, drives, fields)
+        skips = section.missing == "skip" or section.memory == "topk"
+        cached = CachedTeacher(cache, fields, skip_missing=skips)
+    if section.memory_dir is not None:
+        bank = _open_memory(section.memory_dir, config, fields)
         if cache is not None:
             require_one_teacher(bank.cache, cache, fields, allow_stale=section.allow_stale)
         run.use("memory", bank.cache.info.teacher_sha256)
-        absent = set(cache.missing(keys)) if cache is not None else set(keys)
-        vectors = asking_vectors(bank, drives, [w for w in drives.train if w.key in absent])
+        absent = [w for w in drives.train if cache is None or w.key not in cache]
+        vectors = asking_vectors(bank, drives, absent)
         run.info(
             f"[kd] the memory of {len(bank.windows):,} windows is asked about {len(vectors):,}"
         )
@@ -183,7 +164,7 @@ def open_teaching(
         return Teaching(ask, bank.cache.info.fields)
     if cache is None or cached is None:
         return None
-    coverage = cache.coverage(keys)
+    coverage = cache.coverage([window.key for window in drives.train])
     if not coverage.found or (coverage.found < coverage.wanted and section.missing == "error"):
         raise UserError(
             f"{section.cache_dir} answers only {coverage}",
@@ -191,6 +172,38 @@ def open_teaching(
             "--memory topk answers the rest by the most similar windows",
         )
     return Teaching(cached, cache.info.fields)
+
+
+def _open_cache(
+    directory: Path, config: StudentConfig, run: Run, drives: Drives, fields: Sequence[str]
+) -> TeacherCache:
+    """Open a cache of the training's data; see `open_teaching`."""
+    split = config.data.train_split
+    fingerprint = {split: drives.dataset.fingerprint(split)}
+    expected = Expected(data=fingerprint, seq_len=config.data.seq_len)
+    cache = TeacherCache.open(directory, expected, allow_stale=config.kd.allow_stale)
+    require_fields(cache, fields)
+    run.use("teacher", cache.info.teacher_sha256)
+    run.info(f"[kd] the cache answers {cache.coverage([window.key for window in drives.train])}")
+    return cache
+
+
+def _open_memory(directory: Path, config: StudentConfig, fields: Sequence[str]) -> MemoryBank:
+    """Open a memory that a camera can ask about windows of the training's length."""
+    bank = MemoryBank.open(directory)
+    if bank.kind != "camera":
+        raise UserError(
+            f"{directory} is looked up by what the {bank.kind} sees",
+            hint="a student asks by its camera: build it with `memory build --keys camera`",
+        )
+    if bank.cache.info.seq_len != config.data.seq_len:
+        raise UserError(
+            f"{directory} remembers windows of {bank.cache.info.seq_len} frames, not "
+            f"{config.data.seq_len}",
+            hint="export and build it again with this --seq-len",
+        )
+    require_fields(bank.cache, fields)
+    return bank
 
 
 def require_fields(cache: TeacherCache, fields: Sequence[str]) -> None:

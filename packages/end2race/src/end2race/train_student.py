@@ -14,6 +14,7 @@ from loom.run import Run
 from end2race.config import StudentConfig
 from end2race.data.batches import Batch
 from end2race.data.dataset import Dataset, open_dataset
+from end2race.data.windows import windows
 from end2race.driving import answer
 from end2race.losses import Distillation, TeacherAnswers, behaviour_cloning
 from end2race.models.presets import preset
@@ -87,14 +88,17 @@ def labelled_segments(config: StudentConfig, run: Run) -> tuple[str, ...] | None
     """Return the names of the segments whose labels are used; None for all.
 
     A fraction takes whole segments, drawn from the seed: neighbouring windows share frames, so a
-    fraction of windows would leak the labels of the others.
+    fraction of windows would leak the labels of the others. Segments too short for a window have
+    none to draw.
     """
     if config.labelled_segments:
         return config.labelled_segments
     if config.label_fraction == 1.0 or config.data.root is None:
         return None
-    dataset: Dataset = open_dataset(config.data.root, (config.data.train_split,))
-    names = sorted(segment.name for segment in dataset.segments)
+    data = config.data
+    dataset: Dataset = open_dataset(config.data.root, (data.train_split,))
+    listed = windows(dataset, data.train_split, data.seq_len, data.stride, data.target_shift)
+    names = sorted({dataset.segments[window.segment].name for window in listed})
     count = math.ceil(round(config.label_fraction * len(names), 9))  # 0.07 x 100 is 7
     chosen = run.rng("labelled segments").permutation(len(names))[:count]
     return tuple(names[index] for index in sorted(chosen))

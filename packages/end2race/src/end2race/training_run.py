@@ -149,9 +149,10 @@ def write_report(directory: Path) -> Path:
         report.heading("Open loop, on the validation windows")
         report.table(("driver", *COLUMNS), rows)
         report.text(
-            "Steering in degrees, speed in m/s. The blanked driver is the model without its "
-            "sensor; the copycat repeats the last wheel angle and the present speed, and would "
-            "drive into the first wall: open-loop errors do not rank drivers."
+            "Steering in degrees, speed in m/s, mse in their squares. The blanked driver is the "
+            "model without its sensor; the constant one gives the mean of the labels that were "
+            "learned from; the copycat repeats the last wheel angle and the present speed, and "
+            "would drive into the first wall: open-loop errors do not rank drivers."
         )
         if "leak" in judged:
             report.text(judged["leak"])

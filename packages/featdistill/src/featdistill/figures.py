@@ -41,7 +41,7 @@ def write_report(run: Path) -> Path:
     The pictures stand in `pictures.png` as well.
     """
     results = read_results(run)
-    report = run_report(run, lambda page: _judgement(page, run, results))
+    report = run_report(run, lambda page: _judgement(page, run, results), thread="featdistill")
     for name, result in list(results.items())[:1]:
         _frames(report, name, result["frames"])
     return report.write(run / "report.html")

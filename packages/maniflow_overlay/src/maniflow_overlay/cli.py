@@ -57,6 +57,30 @@ def overlay_render(
     typer.echo(f"written to {output}")
 
 
+Frames = Annotated[
+    Path, typer.Argument(metavar="FRAMES", help="Folder of TASK/episode_NN/frames/frame_NNNN.png.")
+]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task; repeatable.")]
+
+
+@overlay.command("frames")
+def overlay_frames(
+    frames: Frames,
+    paths: Annotated[Path, typer.Argument(help="paths.jsonl.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for TASK/episode_NN/overlay.")
+    ],
+    task: Tasks = None,
+    path_only: Annotated[
+        bool, typer.Option("--path-only", help="The paths on black (approach B).")
+    ] = False,
+) -> None:
+    """Draw the paths of a file into their frames, as PNG files."""
+    from maniflow_overlay.paths.answer_commands import draw_command
+
+    draw_command(frames, paths, output, task or [], path_only=path_only)
+
+
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", min=1, help="Spread over so many jobs.", show_default=False)
 ]
@@ -68,10 +92,6 @@ PartOption = Annotated[
 paths = typer.Typer(help="Paths from vision-language models.", no_args_is_help=True)
 app.add_typer(paths, name="paths")
 
-Frames = Annotated[
-    Path, typer.Argument(metavar="FRAMES", help="Folder of TASK/episode_NN/frames/frame_NNNN.png.")
-]
-Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task; repeatable.")]
 DialectOption = Annotated[str, typer.Option(help="hamster, peek or qwen.")]
 SpaceOption = Annotated[
     str | None, typer.Option("--coordinates", help="unit, permille or pixel, if not the default.")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 from loom.files import explained
+from loom.progress import Progress
 
 from maniflow_overlay.data.commands import attach_command, convert_command
 from maniflow_overlay.data.frame_store import MANIFEST
@@ -27,16 +28,27 @@ def embedded_store(say: Callable[[str], None]) -> Path:
     scene = chosen_scene("auto", say)
     root = ROOT / scene
     store = root / "store"
+    if _whole(store):  # also where nothing can be written
+        return store
     with explained(root):
         root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / ".lock")
     with lock:  # trainings that begin together wait for the first
-        if (store / MANIFEST).is_file() and (store / FOLDER / STATUS).is_file():
+        if _whole(store):
             return store
         say(f"[data] recording {EPISODES} episodes of the {scene} scene in {root}, once")
         shutil.rmtree(store, ignore_errors=True)
         episodes = root / "episodes"
-        collect(Collection(("pick_place",), EPISODES, scene), episodes, lambda count: None)
+        progress = Progress("collect", EPISODES)
+        try:
+            collect(Collection(("pick_place",), EPISODES, scene), episodes, progress.update)
+        finally:
+            progress.close()
         convert_command(episodes, store, [], "head", SIZE)
         attach_command(store, episodes / PATHS / f"{MIXED}.jsonl")
         return store
+
+
+def _whole(store: Path) -> bool:
+    """Tell whether a store is complete, with its paths."""
+    return (store / MANIFEST).is_file() and (store / FOLDER / STATUS).is_file()

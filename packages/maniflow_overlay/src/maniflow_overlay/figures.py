@@ -23,8 +23,12 @@ SHOWN = 4
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` of a run."""
-    report = run_report(run, lambda page: _judgement(page, run))
+    """Write `report.html` of a training.
+
+    Raises:
+        UserError: There is no run, or one of another thread, whose page would be lost.
+    """
+    report = run_report(run, lambda page: _judgement(page, run), thread="maniflow_overlay")
     return report.write(run / "report.html")
 
 

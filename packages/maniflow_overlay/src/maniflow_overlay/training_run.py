@@ -31,7 +31,9 @@ def run_training(
     """Train, validate on every window, write the page; return the run directory."""
     source = settings_of(source, directory, resume=resume)
     whole = resolve(TrainConfig, source).config.steps
-    resolved = _with_store(resolve(TrainConfig, source, overrides, flags=flags), overrides, flags)
+    resolved = resolve(TrainConfig, source, overrides, flags=flags)
+    if not (resume and directory is not None and not directory.exists()):  # which is refused below
+        resolved = _with_store(resolved, overrides, flags)
     with Run.open(
         "maniflow_overlay",
         TrainConfig,

@@ -21,7 +21,6 @@ from loom.errors import UserError
 from loom.files import read_json, write_atomic, write_json
 from loom.report import Report
 from loom.report_run import run_report
-from loom.run_directory import RUN_FILE
 from PIL import Image
 
 from pinpad.boundary import canvas
@@ -229,13 +228,8 @@ def write_report(run: Path) -> Path:
     """Write a run's `report.html`: returns if somebody acted, boundaries if they were judged.
 
     Raises:
-        UserError: There is no run in the folder, or a file is damaged.
+        UserError: There is no run of this thread in the folder, or a file is damaged.
     """
-    if run.is_dir() and not any((run / name).exists() for name in (RUN_FILE, "evaluation")):
-        raise UserError(
-            f"{run}: holds neither a run nor a sweep",
-            hint="give the folder that `pinpad train` or `pinpad sweep` made",
-        )
     judged = read_json(run / OUTPUT)["judgements"] if (run / OUTPUT).is_file() else []
     pictures = draw_run(run) if judged else []
 
@@ -249,4 +243,4 @@ def write_report(run: Path) -> Path:
             page.table(COLUMNS, [stored_row(one) for one in same])
         page.pictures([(path.stem, path.read_bytes()) for path in pictures], columns=1)
 
-    return run_report(run, judgement).write(run / "report.html")
+    return run_report(run, judgement, thread="pinpad").write(run / "report.html")

@@ -4,7 +4,7 @@ The unit is the return of 2,000 steps, as in all tables; the score is normalised
 play has 0 and the oracle 1. The agent acts as it does in training: it samples.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,13 @@ def scripted_returns(player: str, judging: Judging) -> np.ndarray:
     return _returns(lambda: rooms.step(players.act()), judging)
 
 
-def compare(agent: Agent[Any], judging: Judging, name: str = "agent") -> list[Earned]:
-    """Return a row each for the agent, uniform play and the oracle."""
+def yardsticks(judging: Judging) -> dict[str, np.ndarray]:
+    """Return (rooms,) what uniform play and the oracle earn, between which an agent is scored.
+
+    Raises:
+        UserError: The oracle earns no more than uniform play: the episodes are too short.
+    """
     found = {
-        name: agent_returns(agent, judging),
         "random": scripted_returns("uniform", judging),
         "oracle": scripted_returns("oracle", judging),
     }
@@ -82,6 +85,22 @@ def compare(agent: Agent[Any], judging: Judging, name: str = "agent") -> list[Ea
             f"the oracle earns {oracle:g} in {judging.steps} steps, uniform play {random:g}",
             hint="judge over more steps; `pinpad doctor` checks the environment",
         )
+    return found
+
+
+def compare(
+    agent: Agent[Any], judging: Judging, scripted: Mapping[str, np.ndarray] | None = None
+) -> list[Earned]:
+    """Return a row each for the agent, uniform play and the oracle.
+
+    Args:
+        agent: Who is judged.
+        judging: Where.
+        scripted: The `yardsticks` of these rooms, if they are known.
+    """
+    scripted = scripted or yardsticks(judging)
+    random, oracle = (float(scripted[who].mean()) for who in ("random", "oracle"))
+    found = {"agent": agent_returns(agent, judging), **scripted}
     rng = np.random.default_rng(judging.seed)
     return [_earned(who, values, random, oracle, rng) for who, values in found.items()]
 

@@ -23,7 +23,7 @@ from pinpad.envs.layouts import MOVES, layout_name
 from pinpad.models.agent import TASK, Agent, Interest
 from pinpad.models.laprop import LaProp
 from pinpad.models.world import Seen
-from pinpad.returns import RETURN_STEPS, compare, write_returns
+from pinpad.returns import RETURN_STEPS, compare, write_returns, yardsticks
 from pinpad.rooms import Acting, Rooms, fill
 from pinpad.tensors import pixel_statistics, seen
 from pinpad.train_config import TrainConfig
@@ -85,6 +85,7 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Agent[Any], FitRe
             "an agent that acts trains in one process",
             hint="start it without torchrun; wm_only=true learns in several",
         )
+    scripted = yardsticks(config.judging())  # what cannot be judged at the end is not begun
     heldout = heldout_episodes(config)
     require_same_frames((config.size, config.size, 3), heldout[0].image.shape[1:])
     rooms = Rooms(
@@ -137,7 +138,7 @@ def train(config: TrainConfig, run: Run[TrainConfig]) -> tuple[Agent[Any], FitRe
     def evaluate(agent: Agent[Any]) -> dict[str, float | None]:
         found = windows(agent.world)
         if state.step >= steps:
-            earned = compare(agent, config.judging())
+            earned = compare(agent, config.judging(), scripted)
             write_returns(run.path("evaluation"), earned)
             found |= {"metric/return": earned[0].mean, "metric/return_score": earned[0].score}
             found |= {f"baseline/{row.who}/return": row.mean for row in earned[1:]}

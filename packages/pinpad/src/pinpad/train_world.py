@@ -156,6 +156,7 @@ def train_world(config: WorldConfig, run: Run[WorldConfig]) -> tuple[WorldModel,
         reward_windows=config.reward_windows,
         seed=config.seed,
     )
+    del episodes  # the sampler holds their frames
     pixels = int(np.prod(sampler.image.shape[1:]))
     require_same_frames(sampler.image.shape[1:], heldout[0].image.shape[1:])
     device = choose_device(config.device)

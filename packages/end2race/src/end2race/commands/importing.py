@@ -32,7 +32,10 @@ Source = Annotated[Path, typer.Option("--src", help="The recording.")]
 Out = Annotated[Path, typer.Option(help="Folder of the dataset, new or to be added to.")]
 SplitOption = Annotated[str, typer.Option(help="train, valid or test.")]
 SegmentOption = Annotated[str, typer.Option(help="Name of the new segment.")]
-Rate = Annotated[float, typer.Option("--rate-hz", min=0.01, help="Frames per second.")]
+Rate = Annotated[
+    float,
+    typer.Option("--rate-hz", min=0.01, help="Frames per second."),
+]
 Calibration = Annotated[
     Path | None, typer.Option(help="calibration.json of camera and LiDAR (nuScenes' form).")
 ]
@@ -94,7 +97,9 @@ def f1tenth_csv(
     src: Source,
     out: Out,
     split: SplitOption = "train",
-    fov_rad: Annotated[float, typer.Option(min=0.01, max=6.2832, help="Field of view.")] = 4.7,
+    fov_rad: Annotated[
+        float, typer.Option(min=0.01, max=6.2832, help="First beam (right) to last (left).")
+    ] = 4.7,
     range_limit_m: Annotated[
         float, typer.Option(min=0.1, help="What a beam shows that met nothing.")
     ] = 30.0,
@@ -139,12 +144,16 @@ def bag(
     src: Source,
     out: Out,
     lidar_topic: Annotated[str, typer.Option(help="PointCloud2 or LaserScan.")],
-    drive_topic: Annotated[str, typer.Option(help="AckermannDriveStamped.")] = "/drive",
+    drive_topic: Annotated[
+        str, typer.Option(help="AckermannDriveStamped or AckermannDrive (rad, m/s).")
+    ] = "/drive",
     odom_topic: Annotated[
         str | None, typer.Option(help="Odometry; else the speed is the frame before's command.")
     ] = None,
     image_topic: Annotated[str | None, typer.Option(help="CompressedImage or Image.")] = None,
-    sync_tol_ms: Annotated[float, typer.Option(min=0, help="What belongs together.")] = 50.0,
+    sync_tol_ms: Annotated[
+        float, typer.Option(min=0, help="Greatest distance in time of what belongs together.")
+    ] = 50.0,
     split: SplitOption = "train",
     segment: SegmentOption = "segment_0001",
     rate_hz: Rate = 10.0,

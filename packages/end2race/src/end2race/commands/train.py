@@ -7,9 +7,20 @@ import typer
 from loom.cli import Archive, ConfigOption, Overrides, Resume
 from loom.errors import UserError
 
+
+def _laid(
+    description: str,
+    default: str,
+    *names: str,
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """Return an option that is laid over a setting; the setting has the default that is shown."""
+    return typer.Option(*names, help=description, show_default=default, min=least, max=most)
+
+
 DataRoot = Annotated[
-    Path | None,
-    typer.Option("--data-root", help="Dataset; without one: the embedded one."),
+    Path | None, typer.Option("--data-root", help="Dataset; without one: the embedded one.")
 ]
 CameraRoot = Annotated[
     Path | None,
@@ -18,87 +29,61 @@ CameraRoot = Annotated[
         help="Dataset of the images, if they are not in the first.",
     ),
 ]
-Preset = Annotated[
-    str | None, typer.Option(help="Sizes: racing, racing-fine, kitti.", show_default="racing")
-]
+Preset = Annotated[str | None, _laid("Sizes: racing, racing-fine, kitti.", "racing")]
 Epochs = Annotated[
     float | None,
-    typer.Option(
-        help="Passes over the training windows; wins over max_steps of a settings file.",
-        show_default="8",
-    ),
+    _laid("Passes over the training windows; wins over max_steps of a settings file.", "8"),
 ]
 MaxSteps = Annotated[
     int | None, typer.Option("--max-steps", min=1, help="Updates in all, instead of epochs.")
 ]
-Rate = Annotated[
-    float | None, typer.Option("--lr", help="Peak of the learning rate.", show_default="0.002")
-]
+Rate = Annotated[float | None, _laid("Peak of the learning rate.", "0.002", "--lr")]
 BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size", min=1, help="Windows per update, all processes.", show_default="16"
-    ),
+    int | None, _laid("Windows per update, all processes.", "16", "--batch-size", least=1)
 ]
-SeqLen = Annotated[
-    int | None, typer.Option("--seq-len", min=1, help="Frames of a window.", show_default="5")
-]
+SeqLen = Annotated[int | None, _laid("Frames of a window.", "5", "--seq-len", least=1)]
 TargetShift = Annotated[
     int | None,
-    typer.Option(
+    _laid(
+        "Frames until the speed that is the label, where no commanded one is recorded.",
+        "1",
         "--target-shift",
-        min=1,
-        help="Frames until the speed that is the label, where no commanded one is recorded.",
-        show_default="1",
+        least=1,
     ),
 ]
 SteerWeight = Annotated[
     float | None,
-    typer.Option(
+    _laid(
+        "Weight of steering errors (degrees^2). A student with a teacher and few labels: 0.1.",
+        "1",
         "--steer-loss-weight",
-        min=0,
-        help="Weight of steering errors (degrees^2). A student with a teacher and few labels: 0.1.",
-        show_default="1",
+        least=0,
     ),
 ]
 SpeedWeight = Annotated[
-    float | None,
-    typer.Option(
-        "--speed-loss-weight", min=0, help="Weight of speed errors (m/s)^2.", show_default="0.05"
-    ),
+    float | None, _laid("Weight of speed errors (m/s)^2.", "0.05", "--speed-loss-weight", least=0)
 ]
 SmoothWeight = Annotated[
-    float | None,
-    typer.Option(
-        "--smooth-weight", min=0, help="Weight of the errors' first differences.", show_default="0"
-    ),
+    float | None, _laid("Weight of the errors' first differences.", "0", "--smooth-weight", least=0)
 ]
 SteerDropout = Annotated[
     float | None,
-    typer.Option(
+    _laid(
+        "Share of windows without the previous wheel angle.",
+        "0.5",
         "--steer-dropout",
-        min=0,
-        max=1,
-        help="Share of windows without the previous wheel angle.",
-        show_default="0.5",
+        least=0,
+        most=1,
     ),
 ]
-Workers = Annotated[
-    int | None,
-    typer.Option("--num-workers", min=0, help="Batches read in advance.", show_default="0"),
-]
+Workers = Annotated[int | None, _laid("Batches read in advance.", "0", "--num-workers", least=0)]
 NoValidate = Annotated[bool, typer.Option("--no-validate", help="Leave the validation out.")]
 InitPath = Annotated[
-    Path | None,
-    typer.Option("--init-path", help="Run or model file to begin from."),
+    Path | None, typer.Option("--init-path", help="Run or model file to begin from.")
 ]
 InitStrict = Annotated[
     bool | None,
-    typer.Option(
-        "--init-strict/--no-init-strict",
-        help="Whether every weight must fit.",
-        show_default="init-strict",
-    ),
+    _laid("Whether every weight must fit.", "init-strict", "--init-strict/--no-init-strict"),
 ]
 InitSkip = Annotated[
     bool,
@@ -108,8 +93,7 @@ InitSkip = Annotated[
     ),
 ]
 SavePath = Annotated[
-    Path | None,
-    typer.Option("--save-path", help="Also write the model into this file."),
+    Path | None, typer.Option("--save-path", help="Also write the model into this file.")
 ]
 RunFolder = Annotated[
     list[Path] | None,
@@ -121,14 +105,12 @@ RunFolder = Annotated[
     ),
 ]
 ResumePath = Annotated[
-    Path | None,
-    typer.Option("--resume-path", help="Run to go on with; --resume --run-dir."),
+    Path | None, typer.Option("--resume-path", help="Run to go on with; --resume --run-dir.")
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Of weights and order.", show_default="0")]
+Device = Annotated[str | None, _laid("auto, cpu or cuda.", "auto")]
+Seed = Annotated[int | None, _laid("Of weights and order.", "0", least=0)]
 CacheDir = Annotated[
-    Path | None,
-    typer.Option("--teacher-cache-dir", help="Teacher cache to learn from."),
+    Path | None, typer.Option("--teacher-cache-dir", help="Teacher cache to learn from.")
 ]
 
 
@@ -167,8 +149,7 @@ def train_teacher(
     init_skip_output_layer: InitSkip = False,
     save_path: SavePath = None,
     val_log_path: Annotated[
-        Path | None,
-        typer.Option("--val-log-path", help="Also put the records here (CSV)."),
+        Path | None, typer.Option("--val-log-path", help="Also put the records here (CSV).")
     ] = None,
     device: Device = None,
     seed: Seed = None,
@@ -220,13 +201,9 @@ def train_student(
     data_root: DataRoot = None,
     camera_root: CameraRoot = None,
     train_split: Annotated[
-        str | None,
-        typer.Option("--train-split", help="Split to learn from.", show_default="train"),
+        str | None, _laid("Split to learn from.", "train", "--train-split")
     ] = None,
-    val_split: Annotated[
-        str | None,
-        typer.Option("--val-split", help="Split to validate on.", show_default="valid"),
-    ] = None,
+    val_split: Annotated[str | None, _laid("Split to validate on.", "valid", "--val-split")] = None,
     preset: Preset = None,
     epochs: Epochs = None,
     max_steps: MaxSteps = None,
@@ -239,82 +216,53 @@ def train_student(
     smooth_weight: SmoothWeight = None,
     steer_dropout: SteerDropout = None,
     view_transform: Annotated[
-        str | None,
-        typer.Option("--view-transform", help="lift_splat or identity.", show_default="lift_splat"),
+        str | None, _laid("lift_splat or identity.", "lift_splat", "--view-transform")
     ] = None,
     teacher_cache_dir: CacheDir = None,
     kd_action_w: Annotated[
         float | None,
-        typer.Option(
-            "--kd-action-w",
-            min=0,
-            help="Weight of the teacher's actions (smooth L1).",
-            show_default="1",
-        ),
+        _laid("Weight of the teacher's actions (smooth L1).", "1", "--kd-action-w", least=0),
     ] = None,
     kd_bevvec_w: Annotated[
         float | None,
-        typer.Option(
-            "--kd-bevvec-w",
-            min=0,
-            help="Weight of its BEV vectors (1 - cosine).",
-            show_default="1",
-        ),
+        _laid("Weight of its BEV vectors (1 - cosine).", "1", "--kd-bevvec-w", least=0),
     ] = None,
     kd_temporal_w: Annotated[
         float | None,
-        typer.Option(
-            "--kd-temporal-w",
-            min=0,
-            help="Weight of its recurrent states (squared error).",
-            show_default="1",
-        ),
+        _laid("Weight of its recurrent states (squared error).", "1", "--kd-temporal-w", least=0),
     ] = None,
     kd_bevfeat_w: Annotated[
         float | None,
-        typer.Option(
+        _laid(
+            "Weight of its BEV maps (squared error), from a cache with --save-bev-feat.",
+            "0",
             "--kd-bevfeat-w",
-            min=0,
-            help="Weight of its BEV maps (squared error), from a cache with --save-bev-feat.",
-            show_default="0",
+            least=0,
         ),
     ] = None,
     kd_missing: Annotated[
         str | None,
-        typer.Option(
-            "--kd-missing",
-            help="What a window without an answer is: error, or skip.",
-            show_default="error",
-        ),
+        _laid("What a window without an answer is: error, or skip.", "error", "--kd-missing"),
     ] = None,
     allow_stale: Annotated[
         bool, typer.Option("--allow-stale", help="Take a cache of other data.")
     ] = False,
     memory: Annotated[
-        str | None,
-        typer.Option(
-            help="none, or topk: ask the memory about windows without an answer.",
-            show_default="none",
-        ),
+        str | None, _laid("none, or topk: ask the memory about windows without an answer.", "none")
     ] = None,
     memory_dir: Annotated[
-        Path | None,
-        typer.Option("--memory-dir", help="Bank of `memory build --keys camera`."),
+        Path | None, typer.Option("--memory-dir", help="Bank of `memory build --keys camera`.")
     ] = None,
-    topk: Annotated[
-        int | None, typer.Option(min=1, help="Windows that are recalled.", show_default="8")
-    ] = None,
-    tau: Annotated[
-        float | None, typer.Option(help="Temperature of their weights.", show_default="0.1")
-    ] = None,
+    topk: Annotated[int | None, _laid("Windows that are recalled.", "8", least=1)] = None,
+    tau: Annotated[float | None, _laid("Temperature of their weights.", "0.1")] = None,
     label_fraction: Annotated[
         float | None,
-        typer.Option(
+        _laid(
+            "Share of the training segments with the expert's labels.",
+            "1",
             "--label-fraction",
-            min=0,
-            max=1,
-            help="Share of the training segments with the expert's labels.",
-            show_default="1",
+            least=0,
+            most=1,
         ),
     ] = None,
     num_workers: Workers = None,
@@ -324,8 +272,7 @@ def train_student(
     init_skip_output_layer: InitSkip = False,
     save_path: SavePath = None,
     csv_log_path: Annotated[
-        Path | None,
-        typer.Option("--csv-log-path", help="Also put the records here (CSV)."),
+        Path | None, typer.Option("--csv-log-path", help="Also put the records here (CSV).")
     ] = None,
     device: Device = None,
     seed: Seed = None,

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +17,8 @@ from loom.files import read_text
 CSV_FILE = "meta/data.csv"
 REQUIRED = ("velocity", "wheel_angle")
 FILE_COLUMNS = ("lidar_filepath", "image_filepath")
+SEGMENT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+"""Names of folders that make keys of windows."""
 
 _FASTEST = 150.0  # m/s; anything above is another unit or damage
 

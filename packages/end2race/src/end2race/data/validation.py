@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,7 +30,7 @@ from end2race.data.dataset import (
 from end2race.data.images import read_image
 from end2race.data.leaks import Copied, copied_labels, shared_stretches
 from end2race.data.lidar_files import read_points
-from end2race.data.segments import Segment, read_segment
+from end2race.data.segments import SEGMENT_NAME, Segment, read_segment
 
 Level = Literal["ok", "warn", "fail"]
 Contents = dict[bytes, list[tuple[str, Path]]]
@@ -39,7 +38,6 @@ Contents = dict[bytes, list[tuple[str, Path]]]
 
 _FEWEST_POINTS = 10
 _LATE = 1.5  # a frame later than so many periods is a gap
-_SEGMENT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ def _name_problems(directories: Sequence[Path]) -> Iterator[Finding]:
     alike: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for directory in directories:
         alike[directory.parent, directory.name.casefold()].append(directory)
-        if not _SEGMENT_NAME.fullmatch(directory.name):
+        if not SEGMENT_NAME.fullmatch(directory.name):
             yield Finding(
                 "fail",
                 "names",

@@ -209,13 +209,23 @@ class PathLayers:
         return PathLayers, (self._store,)
 
     def read(self, row: int) -> SparseLayer:
-        """Read the layer of a row."""
+        """Read the layer of a row.
+
+        Raises:
+            UserError: It is damaged.
+        """
         begin, end = self.offset[row : row + 2].tolist()
         content = os.pread(self.descriptor, end - begin, begin)
-        count = len(content) // _PIXEL_BYTES
-        index = np.frombuffer(content, "<u4", count)
-        value = np.frombuffer(content, np.uint8, offset=4 * count).reshape(count, 3)
+        count = (end - begin) // _PIXEL_BYTES
         shape = self._store.shape
+        whole = len(content) == end - begin
+        index = np.frombuffer(content, "<u4", count if whole else 0)
+        if not whole or (count and int(index.max()) >= shape.width * shape.height):
+            raise UserError(
+                f"{self.folder / LAYERS}: the path of row {row} is damaged",
+                hint="run `data attach-paths` again",
+            )
+        value = np.frombuffer(content, np.uint8, offset=4 * count).reshape(count, 3)
         return SparseLayer(shape.width, shape.height, index, value)
 
     def paint(self, images: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Draw a path into a picture file."""
+"""Picture files, and a path drawn into one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from loom.errors import UserError
 from loom.files import explained, write_atomic
 
-from maniflow_overlay.gripper_path import read_path
+from maniflow_overlay.gripper_path import GripperPath, read_path
 from maniflow_overlay.overlay.drawing import draw_path_bgr
 
 
@@ -39,7 +39,22 @@ def write_png_bgr(path: Path, image: np.ndarray) -> None:
 
 def render(picture: Path, path: Path, output: Path, *, path_only: bool = False) -> None:
     """Write a picture with a path drawn in, or the path on black in the picture's size."""
-    image = read_picture_bgr(picture)
+    require_png(output)
+    write_png_bgr(output, drawn_bgr(read_picture_bgr(picture), read_path(path), path_only))
+
+
+def require_png(output: Path) -> None:
+    """Refuse to write PNG into a file of another name.
+
+    Raises:
+        UserError: It does not end in .png.
+    """
+    if output.suffix.lower() != ".png":
+        raise UserError(f"{output}: not a .png file", hint="name a PNG file to write")
+
+
+def drawn_bgr(image: np.ndarray, path: GripperPath | None, path_only: bool) -> np.ndarray:
+    """Return a picture, or black in its size, with a path drawn in if there is one."""
     if path_only:
         image = np.zeros_like(image)
-    write_png_bgr(output, draw_path_bgr(image, read_path(path)))
+    return image if path is None else draw_path_bgr(image, path)

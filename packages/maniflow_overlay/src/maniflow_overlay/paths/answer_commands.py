@@ -1,15 +1,18 @@
-"""The commands that read kept answers: options in, one table out."""
+"""The commands on kept answers and paths: options in, one table out."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 from loom.drawing import print_table
 from loom.errors import UserError
+from loom.progress import Progress
 
 from maniflow_overlay.parts import ALONE, WHOLE, Part, Spread, remove_parts, run_parts
+from maniflow_overlay.paths.drawn_frames import draw_frames
 from maniflow_overlay.paths.frames import find_frames
 from maniflow_overlay.paths.journal import RAW
 from maniflow_overlay.paths.old_pickles import import_pickles
@@ -74,6 +77,19 @@ def _parsed(
 def import_command(root: Path, output: Path) -> None:
     """Read pickles, write paths, print the table."""
     _write(output, import_pickles(root))
+
+
+def draw_command(
+    root: Path, paths: Path, output: Path, tasks: Sequence[str], *, path_only: bool
+) -> None:
+    """Draw paths into frames."""
+    frames = find_frames(root, tasks)
+    progress = Progress("draw", len(frames))
+    try:
+        drawn = draw_frames(frames, paths, output, path_only=path_only, done=progress.update)
+    finally:
+        progress.close()
+    typer.echo(f"{len(frames)} pictures written to {output}, {drawn} of them with a path")
 
 
 def report_command(source: Path, *, as_json: bool) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import typer
 from loom.drawing import print_table
-from loom.errors import UserError
 from loom.progress import Progress
 
 from maniflow_overlay.overlay.drawing import draw_path_rgb
-from maniflow_overlay.overlay.pictures import write_png_bgr
+from maniflow_overlay.overlay.pictures import require_png, write_png_bgr
 from maniflow_overlay.sim.choice import chosen_scene, make_scene
 from maniflow_overlay.sim.collect import Collection, collect
 from maniflow_overlay.sim.expert import expert
@@ -37,8 +36,7 @@ def collect_command(
 
 def demo_command(output: Path, scene: str, seed: int, *, occluded: bool, marked: bool) -> None:
     """Play the expert once and write what it saw, with the path of each quality drawn in."""
-    if output.suffix != ".png":
-        raise UserError(f"{output}: not a .png file", hint="name a PNG file to write")
+    require_png(output)
     name = chosen_scene(scene, typer.echo)
     table = make_scene(name)
     try:

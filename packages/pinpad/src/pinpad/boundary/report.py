@@ -10,7 +10,7 @@ from loom.report import Report
 
 from pinpad.boundary.evaluate import ENOUGH_EPISODES, Judged, as_json
 
-COLUMNS = ("detector", "boundaries", "F1@0", "F1@1", "AP", "AUC", "lift", "p", "CV", "flags")
+COLUMNS = ("detector", "boundaries", "flags", "F1@0", "F1@1", "AP", "AUC", "lift", "p", "CV")
 _METRICS = ("f1@0", "f1@1", "average_precision", "auc")
 
 
@@ -20,11 +20,11 @@ def rows(judged: Sequence[Judged], event: str) -> list[list[Any]]:
         [
             each.detector,
             each.shape.count,
+            ", ".join(each.shape.flags) or "-",
             *(_value(each.metrics[name]) for name in _METRICS),
             _value(each.lift),
             None if isinstance(each.chance, Undefined) else each.chance.p,
             _value(each.shape.interval_cv),
-            ", ".join(each.shape.flags) or "-",
         ]
         for each in judged
         if each.event == event
@@ -39,11 +39,11 @@ def stored_row(judgement: Mapping[str, Any]) -> list[Any]:
     return [
         judgement["detector"],
         shape["count"],
+        ", ".join(shape["flags"]) or "-",
         *(metrics[name].get("estimate") for name in _METRICS),
         lift,
         judgement["chance"].get("p"),
         cv,
-        ", ".join(shape["flags"]) or "-",
     ]
 
 
@@ -52,9 +52,11 @@ def write(judged: Sequence[Judged], path: Path, facts: dict[str, Any]) -> Path:
 
     Args:
         judged: Every detector against every kind of event.
-        path: The JSON file; the page has the same name with `.html`.
+        path: The JSON file, `.json` if it says nothing else; the page beside it has `.html`.
         facts: What was evaluated.
     """
+    if path.suffix != ".json":
+        path = path.with_name(f"{path.name.removesuffix('.html')}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**facts, "judgements": [as_json(each) for each in judged]})
     return _page(judged, facts).write(path.with_suffix(".html"))
@@ -71,8 +73,7 @@ def _page(judged: Sequence[Judged], facts: dict[str, Any]) -> Report:
             COLUMNS,
             rows(judged, event),
             "Means over episodes. lift and p are of exact hits; p: circular shifts of whole "
-            "episodes. CV: deviation over mean "
-            "of the intervals between boundaries, 0 for a clock.",
+            "episodes. CV: deviation over mean of the intervals between boundaries, 0 for a clock.",
         )
         names = list(some[0].metrics)
         page.table(

@@ -142,7 +142,9 @@ class Replay:
         """Return (count, size, size, 3) frames drawn evenly from all that is held."""
         rng = draw_rng(self.seed, 0, "frames")
         steps = rng.integers(self._oldest, self.total, (1, count))
-        return self.windows(steps, rng.integers(0, self.rooms, count)).image[0]
+        found = self.windows(steps, rng.integers(0, self.rooms, count)).image[0]
+        del self._painters[count]  # it holds as many images again
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is held, for a checkpoint."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -140,10 +141,11 @@ def run_sweep(
     status_file = status_file or root / STATUS_FILE
     count = len(plan.members(settings))
 
-    def tell(line: str) -> None:
-        say(line)
+    def tell(text: str) -> None:
+        say(text)
         if run_log is not None:
-            append_line(run_log, line)
+            for line in filter(None, text.splitlines()):
+                append_line(run_log, line)
 
     if run_log is not None:
         run_log.parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +200,8 @@ def stop(root: Path, say: Say = print, patience_s: float = 2 * PATIENCE_S) -> No
             processes.terminate_group(pid)
         say(f"[sweep] its process is gone; {len(left)} runs that it had left behind were ended")
         return
+    if status["host"] != socket.gethostname():
+        raise UserError(f"{root}: is run by {status['host']}", hint="stop it on that machine")
     os.kill(status["pid"], signal.SIGTERM)
     deadline = time.monotonic() + patience_s
     while _is_held(root):

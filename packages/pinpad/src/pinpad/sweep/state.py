@@ -6,6 +6,7 @@ no conversation with the process that runs the sweep, nor that process to be ali
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,14 @@ class RunState:
     detail: str
 
     @property
+    def trained(self) -> float:
+        """Return how much of its training was done, also of one that failed."""
+        return min(1.0, self.step / self.total) if self.total else 0.0
+
+    @property
     def share(self) -> float:
         """Return how much of it is over: a training counts by its steps, its end as all."""
-        if self.state in ("done", "failed"):
-            return 1.0
-        return min(1.0, self.step / self.total) if self.total else 0.0
+        return 1.0 if self.state in ("done", "failed") else self.trained
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class SweepState:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
-        runs = [asdict(run) | {"percent": round(100 * run.share, 1)} for run in self.runs]
+        runs = [asdict(run) | {"percent": round(100 * run.trained, 1)} for run in self.runs]
         return {
             "logroot": self.logroot,
             "state": self.state,
@@ -130,7 +134,7 @@ def read_sweep(logroot: Path) -> SweepState:
     status = read_json(path) if path.is_file() else {}
     try:
         jobs = status.get("jobs", {})
-        age = time.time() - status.get("heartbeat", path.parent.stat().st_mtime)
+        age = time.time() - status.get("heartbeat", _last_written(logroot))
         state, pid = str(status.get("state", "running")), int(status.get("pid", 0))
         runs = tuple(
             _run_state(logroot, member, number, jobs)
@@ -143,6 +147,15 @@ def read_sweep(logroot: Path) -> SweepState:
     if state == "running" and age > STALE_S:
         state = "dead"
     return SweepState(str(logroot), state, pid, age, runs)
+
+
+def _last_written(logroot: Path) -> float:
+    """Return when a sweep whose jobs have not begun last wrote: it may be recording episodes."""
+    times = [logroot.stat().st_mtime]
+    for folder in logroot.glob(".*.partial"):
+        with suppress(FileNotFoundError):  # it is renamed as soon as it is complete
+            times.append(folder.stat().st_mtime)
+    return max(times)
 
 
 def _run_state(

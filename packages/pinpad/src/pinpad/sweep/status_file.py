@@ -45,7 +45,7 @@ def fields(state: SweepState) -> dict[str, Any]:
         "total_runs": len(state.runs),
         "step": run.step,
         "steps_target": run.total,
-        "percent": int(100 * run.share),
+        "percent": int(100 * run.trained),
         "updated": datetime.now(UTC).isoformat(timespec="seconds"),
         "state": state.state,
         "stage": run.stage,
@@ -144,5 +144,8 @@ def log_root(path: Path) -> Path:
             raise UserError(f"{path}: names no log root", hint="give the folder of the sweep")
         return Path(named)
     if not path.is_dir():
-        raise UserError(f"{path}: there is no such log root", hint="give the folder of the sweep")
+        raise UserError(
+            f"{path}: there is no such log root or status file",
+            hint="give the folder of the sweep; its status file is there once its first run begins",
+        )
     return path

@@ -1,12 +1,16 @@
 """A folder of clouds, KITTI's `.bin` or `.pcd`, with a table of speeds and wheel angles.
 
-The files in the order of their names are the frames, and the table has a row for each: `velocity`
-(m/s), `wheel_angle` (degrees, positive to the left) and, if it has them, `timestamp_ns` and
-`target_velocity` (m/s). KITTI itself records no wheel angle, so there is always a table.
+The files in the order of their names are the frames; names that differ by one number, `7.pcd` and
+`10.pcd`, go by it. The table has a row for each: `velocity` (m/s), `wheel_angle` (degrees, positive
+to the left) and, if it has them, `timestamp_ns` and `target_velocity` (m/s). KITTI itself records
+no wheel angle, so there is always a table.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,7 @@ from end2race.data.importers.target import Target, points_of_bytes
 from end2race.data.lidar_files import guess_num_features
 
 _SAMPLE = 8
+_NUMBERED = re.compile(r"(.*?)([0-9]+(?:\.[0-9]+)?)")
 
 
 def import_clouds(
@@ -47,7 +52,7 @@ def import_clouds(
         UserError: Files and rows do not match, or one of them cannot be read.
     """
     with explained(source):
-        files = sorted(path for path in source.iterdir() if path.suffix.lower() == suffix)
+        files = in_order(path for path in source.iterdir() if path.suffix.lower() == suffix)
     if not files:
         raise UserError(f"{source} holds no {suffix} files", hint="give the folder of the clouds")
     columns = read_columns(controls, ("velocity", "wheel_angle"))
@@ -83,6 +88,20 @@ def import_clouds(
                 points,
                 target_velocity=None if wanted is None else float(wanted[row]),
             )
+
+
+def in_order(files: Iterable[Path]) -> list[Path]:
+    """Sort files by the number that ends their names, if that is all they differ by; else by name.
+
+    Names without leading zeros are out of order as text: 10 comes before 7.
+    """
+    by_name = sorted(path for path in files if not path.name.startswith("."))
+    numbered = [_NUMBERED.fullmatch(path.stem) for path in by_name]
+    found = [match for match in numbered if match is not None]
+    if len(found) < len(by_name) or len({match[1] for match in found}) > 1:
+        return by_name
+    numbers = {path: Decimal(match[2]) for path, match in zip(by_name, found, strict=True)}
+    return sorted(by_name, key=lambda path: numbers[path])
 
 
 def one_form(files: list[Path]) -> int:

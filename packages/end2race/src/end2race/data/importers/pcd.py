@@ -28,7 +28,8 @@ def read_pcd(path: Path) -> np.ndarray:
             f"{path}: no point cloud that can be read ({error})",
             hint="PCD files of version 0.7 with the fields x y z are read; copy the file again",
         ) from error
-    named = [name for name in _INTENSITY if name in (table.dtype.names or ())]
+    single = [name for name in table.dtype.names or () if table.dtype[name].subdtype is None]
+    named = [name for name in _INTENSITY if name in single]
     intensity = table[named[0]].astype(np.float32) if named else np.zeros(len(table), np.float32)
     return np.column_stack([coordinates(table), intensity])
 

@@ -9,8 +9,16 @@ import numpy as np
 from loom.errors import UserError
 
 from end2race.data.calibration import IDENTITY, Calibration, Pose, read_calibration
-from end2race.data.dataset import FILE, DatasetFile, DatasetInfo, read_info
+from end2race.data.dataset import (
+    FILE,
+    SPLITS,
+    DatasetFile,
+    DatasetInfo,
+    read_info,
+    segment_directories,
+)
 from end2race.data.lidar_files import looks_like_other, size_problem
+from end2race.data.segments import SEGMENT_NAME
 from end2race.data.writer import SegmentWriter, write_info
 
 _COLUMNS = {4: [0, 1, 2, 3], 8: [0, 1, 2, 4]}
@@ -52,7 +60,7 @@ class Target:
         lidar: Pose = IDENTITY
         if calibration is not None:
             self.camera, lidar = read_calibration(calibration)
-        if (root / FILE).is_file():
+        if (root / FILE).is_file() and segment_directories(root):  # else nothing follows from it
             info = read_info(root)
             if (info.lidar_num_features, info.units.wheel_angle) != (4, "degrees"):
                 raise UserError(
@@ -83,7 +91,18 @@ class Target:
         self.frames = 0
 
     def segment(self, split: str, name: str) -> SegmentWriter:
-        """Begin a segment."""
+        """Begin a segment.
+
+        Raises:
+            UserError: There is no such split, the name makes no key of a window, or it is taken.
+        """
+        if split not in SPLITS:
+            raise UserError(f"there is no split {split!r}", hint=f"take one of {', '.join(SPLITS)}")
+        if not SEGMENT_NAME.fullmatch(name):
+            raise UserError(
+                f"a segment named {name!r} makes no key of a window",
+                hint="take at most 128 letters, digits, _, - and inner dots",
+            )
         return SegmentWriter(self.root, split, name)
 
     def write(
