@@ -54,14 +54,16 @@ def run_training(
         resume=resume,
         archive=archive,
     )
-    try:
-        with run:
-            run.shorten("train.max_steps", whole, run.config.train.max_steps)
-            _train_and_judge(run, lpips_weights)
-    except GateMissed:
-        if run.is_main and read_results(run.dir):
-            _show(run.dir)
-        raise
+    with distributed.group():
+        try:
+            with run:
+                run.shorten("train.max_steps", whole, run.config.train.max_steps)
+                _train_and_judge(run, lpips_weights)
+        except GateMissed:
+            if run.is_main and read_results(run.dir):
+                _show(run.dir)
+            distributed.agree(False)  # torchrun ends all processes when the first one has failed
+            raise
     if run.is_main:
         _show(run.dir)
     return run.dir
@@ -76,7 +78,6 @@ def _train_and_judge(run: Run[TrainConfig], lpips_weights: Path | None) -> None:
         if run.is_main and run.config.train.max_steps in steps:
             restored = restore_student(run.dir)
             judge(run, restored.student, restored.step, lpips_weights)
-        distributed.agree(False)  # torchrun ends all processes when one has ended
         raise
     if run.is_main:
         judge(run, student, result.step, lpips_weights)
