@@ -2,6 +2,9 @@
 
 import ctypes
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,3 +131,25 @@ def test_parallel_loops_cover_every_item_once_and_reduce_in_a_fixed_order(
     for part in parts:
         expected += np.add.accumulate(part)[-1]
     assert sums == {float(expected)}
+
+
+REFUSED = """
+import ctypes, resource, sys
+visits = ctypes.CDLL(sys.argv[1]).visits
+counts = ((ctypes.c_int32 * 1000) * 2)()
+pages = int(open("/proc/self/statm").read().split()[0])
+room = pages * resource.getpagesize() + (1 << 20)  # no space for the stack of a thread
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+visits(counts[0], counts[1], ctypes.c_int64(1000), 8)
+print(set(counts[0]) | set(counts[1]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
+def test_parallel_loops_do_all_work_where_no_thread_can_be_started(kernel_source, monkeypatch):
+    monkeypatch.setenv("LOOM_ISA", "portable")
+    library = native.library("test_headers", sources=[kernel_source])
+    assert isinstance(library, native.Library), library
+    command = [sys.executable, "-c", REFUSED, str(library.path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "{1}\n"), ended.stderr

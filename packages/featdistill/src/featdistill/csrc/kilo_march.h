@@ -15,9 +15,10 @@ typedef int32_t ints __attribute__((vector_size(4 * kAhead)));
 
 constexpr int32_t kEnded = std::numeric_limits<int32_t>::max();  // a ray behind the box
 
+// Takes NaN to `low`: what is clamped is read at.
 template <class Vector>
 Vector clamp(Vector x, Vector low, Vector high) {
-  x = x < low ? low : x;
+  x = x > low ? x : low;
   return x > high ? high : x;
 }
 

@@ -5,21 +5,33 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 namespace loom {
 
+// Calls part(0) to part(threads - 1), each on a thread of its own. Where the system refuses a thread
+// (a container's limit), the calling one does that part as well: slower, with the same result.
+template <class Part>
+void on_threads(int threads, Part&& part) {
+  std::vector<std::thread> workers;
+  workers.reserve(threads - 1);
+  int started = 1;
+  try {
+    for (; started < threads; ++started) workers.emplace_back(part, started);
+  } catch (const std::system_error&) {
+  }
+  part(0);
+  for (int t = started; t < threads; ++t) part(t);
+  for (auto& w : workers) w.join();
+}
+
 // Calls body(begin, end, thread) on contiguous parts of [0, n).
 template <class Body>
 void parallel_ranges(int64_t n, int threads, Body&& body) {
   threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, n)));
-  auto part = [&](int t) { body(n * t / threads, n * (t + 1) / threads, t); };
-  std::vector<std::thread> workers;
-  workers.reserve(threads - 1);
-  for (int t = 1; t < threads; ++t) workers.emplace_back(part, t);
-  part(0);
-  for (auto& w : workers) w.join();
+  on_threads(threads, [&](int t) { body(n * t / threads, n * (t + 1) / threads, t); });
 }
 
 // Calls body(item, thread) for each item, handing items out one by one as threads become free.
@@ -28,14 +40,9 @@ template <class Body>
 void parallel_items(int64_t n, int threads, Body&& body) {
   threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, n)));
   std::atomic<int64_t> next{0};
-  auto work = [&](int t) {
+  on_threads(threads, [&](int t) {
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) body(i, t);
-  };
-  std::vector<std::thread> workers;
-  workers.reserve(threads - 1);
-  for (int t = 1; t < threads; ++t) workers.emplace_back(work, t);
-  work(0);
-  for (auto& w : workers) w.join();
+  });
 }
 
 }  // namespace loom
