@@ -28,7 +28,7 @@ from pydantic import Field
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS, RESULTS = ROOT / "experiments", ROOT / "docs" / "results.md"
 KEPT = ("evaluation/*.json", "laps.json", "report.json", "study.json")
-LONGEST_LIST, MOST_BYTES, DIGITS = 64, 60_000, 7
+LONGEST_LIST, MOST_BYTES, DIGITS = 64, 150_000, 7
 
 
 class Table(Config):
