@@ -60,7 +60,13 @@ def core() -> list[Reader]:
     run = {"thread": "a", "began": "2026-01-01T00:00:00+0000", "config": {"a": 1}, "parents": {}}
 
     def in_run(name: str, content: str) -> Callable[[Path], Path]:
-        return keeping(name, content)
+        """A file of a run, whose facts stand beside it."""
+
+        def write(folder: Path) -> Path:
+            (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+            return keeping(name, content)(folder)
+
+        return write
 
     def write_checkpoint(folder: Path) -> Path:
         state = {"model": {"w": torch.arange(6.0)}, "optimizer": {}}

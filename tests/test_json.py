@@ -42,7 +42,13 @@ WITHOUT = {
         MAKES_A_RUN: ("demo", "train", "eval matrix"),
         MAKES_FILES: (
             *("data attach-paths", "data convert", "data export-zarr", "data extract-frames"),
-            *("data import-zarr", "data synth", "overlay render", "paths generate"),
+            *(
+                "data import-zarr",
+                "data synth",
+                "overlay frames",
+                "overlay render",
+                "paths generate",
+            ),
             *("paths import-pickles", "paths oracle", "paths parse", "report", "sim collect"),
             "sim demo",
         ),
