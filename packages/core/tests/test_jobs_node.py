@@ -80,6 +80,20 @@ def test_a_job_does_not_outlive_the_worker_that_watched_it(tmp_path):
     assert not is_alive(pid)
 
 
+def test_a_job_ends_where_the_worker_is_gone_and_its_child_was_killed_as_ray_does(tmp_path):
+    watcher = begin(tmp_path, "echo $$ > pid; sleep 600")
+    pid = int(wait_for(tmp_path / "place" / "pid"))
+    with watcher:
+        watcher.kill()
+        watcher.wait(20)
+        assert is_alive(pid)
+        watcher.stdin.close()
+    deadline = time.monotonic() + 20
+    while is_alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_two_attempts_of_a_job_never_run_at_the_same_time(tmp_path):
     with FileLock(tmp_path / "job.lock"):
         watcher = begin(tmp_path, "touch ran")

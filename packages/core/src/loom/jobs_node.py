@@ -89,7 +89,12 @@ def _watch(requests: _Requests) -> Ending:
 
 
 def main() -> None:
-    """Run the job that standard input names."""
+    """Run the job that standard input names, in a child of the process that was started.
+
+    A Ray worker that ends kills its own children, and so would leave the job without a watcher.
+    """
+    if child := os.fork():
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     ending = _watch(_Requests())
     sys.stdout.write(json.dumps(ending._asdict()) + "\n")
 
