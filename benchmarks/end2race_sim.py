@@ -75,7 +75,7 @@ def main() -> None:
         )
         print(f"LiDAR {beams} beams x {scanner.azimuths}: {scans[beams]:.3f} ms")
     by_numpy = milliseconds(
-        frames // 10, lambda n: march_with_numpy(places[n][0].field, *places[n][1], 360)
+        max(1, frames // 10), lambda n: march_with_numpy(places[n][0].field, *places[n][1], 360)
     )
     print(f"numpy, 360 rays, no points made: {by_numpy:.3f} ms, {by_numpy / scans[1]:.0f}x ours")
     both = seen + scans[8]

@@ -65,7 +65,7 @@ PINPAD = Chain(
         step(
             "pinpad boundaries eval EPISODES --scores NAME=FOLDER",
             "pinpad boundaries eval [FOLDER] --scores NAME=FOLDER",
-            run="pinpad boundaries eval EPISODES --scores vta=OUT",
+            run="pinpad boundaries eval EPISODES --scores vta=OUT/posterior",
             plus="--permutations 99",
         ),
         step("pinpad boundaries eval RUN", plus="--on EPISODES --permutations 99"),

@@ -176,6 +176,11 @@ def test_wrong_scores_are_named(recordings, tmp_path):
 
     with pytest.raises(UserError, match="no scores of episode 0000"):
         detector.detect(one, 3, rng)
+    (tmp_path / "online").mkdir()
+    (tmp_path / "online" / path.name).touch()
+    with pytest.raises(UserError) as caught:
+        detector.detect(one, 3, rng)
+    assert caught.value.hint == f"name one kind of score: {tmp_path / 'online'}"
     good = np.full(len(one), 0.25)
     complaint("needs `score` and `kind`", score=good)
     complaint(r"score has shape \(200,\)", score=good[:-1], kind="probability")

@@ -131,9 +131,12 @@ class Scores:
         """
         path = self.folder / f"{episode.name}-{len(episode)}.npz"
         if not path.is_file():
+            inner = [str(each.parent) for each in sorted(self.folder.glob(f"*/{path.name}"))]
             raise UserError(
                 f"{path}: no scores of episode {episode.name}",
-                hint="score the same episodes that are evaluated",
+                hint=f"name one kind of score: {', '.join(inner)}"
+                if inner
+                else "score the same episodes that are evaluated",
             )
         score, probability, forced = read_scores(path, len(episode))
         selection = self.selection or ("map" if probability else "topk")
