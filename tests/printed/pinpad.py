@@ -79,7 +79,7 @@ PINPAD = Chain(
             "--scores force=LOGROOT/pinpad_vta_force0_t1_seed0/evaluation/scores/posterior",
         ),
         step("pinpad monitor [LOGROOT]", "pinpad monitor", run="pinpad monitor LOGROOT"),
-        step("pinpad stop", run="pinpad stop LOGROOT"),
+        step("pinpad stop", run="pinpad stop LOGROOT", code=2),  # it has ended
         step("pinpad report LOGROOT"),
         step("pinpad report RUN|LOGROOT", run="pinpad report RUN"),
         step(
