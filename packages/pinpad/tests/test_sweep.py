@@ -18,7 +18,7 @@ from loom.errors import UserError
 from pinpad.cli import app
 from pinpad.data.collect import collect
 from pinpad.data.players import parse_mix
-from pinpad.sweep import command, execute, plan, report
+from pinpad.sweep import execute, plan, report
 from pinpad.sweep.conditions import BOUNDARY4
 from pinpad.sweep.plan import SweepSettings, jobs, members
 from pinpad.sweep.state import read_sweep
@@ -435,7 +435,6 @@ def test_a_sweep_says_how_short_it_is_where_nothing_is_asked(here, monkeypatch):
     monkeypatch.setattr(execute, "run_sweep", lambda settings, root, **options: True)
     done = pinpad("sweep")
     assert "short by default (wm_only=true updates=" in done.output
-    assert command._processors() >= 1
 
 
 def test_the_demo_is_a_sweep_of_two_models_in_a_log_root_of_its_own(here):
