@@ -15,7 +15,6 @@ from loom import processes
 from loom.config import resolve
 from loom.doctor import Finding
 from loom.errors import UserError
-from pinpad.cli import app
 from pinpad.data.collect import collect
 from pinpad.data.players import parse_mix
 from pinpad.sweep import execute, plan, report
@@ -24,19 +23,10 @@ from pinpad.sweep.plan import SweepSettings, jobs, members
 from pinpad.sweep.state import read_sweep
 from pinpad.sweep.status_file import read_status_file
 from pinpad.train_config import TrainConfig
-from typer.testing import CliRunner
+
+from packages.pinpad.tests.sweep_command import SMALL, pinpad
 
 STUB = Path(__file__).with_name("stub_pinpad.py")
-SMALL = ("prefill=40", "time_limit=20")
-
-
-@pytest.fixture
-def here(sweep_here):
-    return sweep_here
-
-
-def pinpad(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def conditions(path, *names):
