@@ -106,13 +106,20 @@ def test_a_run_is_judged_by_the_metric_of_its_first_gate_and_its_newest_value(tm
         run / "gates.json",
         [
             gate("metric/psnr_db", False, 9.0, "every 10"),
-            gate("metric/psnr_db", True, 30.0, "every 10"),
+            gate("metric/psnr_db", True, 30.0, "every 10") | {"step": 20},
             gate("metric/ssim", False, None),
         ],
     )
     found = summary(run)
     assert (found.metric, found.value) == ("psnr_db", 35.5)
     assert (found.gates_passed, found.gates) == (1, 2)  # the last answer of each counts
+
+
+def test_two_gates_that_ask_for_one_metric_at_one_time_count_as_two(tmp_path):
+    run = write_run(tmp_path / "a")
+    both = [gate("metric/score", False, 3.0), gate("metric/score", True, 3.0)]
+    write_json(run / "gates.json", [each | {"step": 10} for each in both] + both)
+    assert (summary(run).gates_passed, summary(run).gates) == (1, 2)
 
 
 def test_a_gate_lends_its_value_where_the_status_has_none(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 from loom.config import read_yaml
 from loom.errors import UserError
 from loom.files import read_json
+from loom.gates import by_gate
 from loom.progress import format_line, read_status
 from loom.record import read_records
 from loom.run_directory import CONFIG_FILE, GATES_FILE, RUN_FILE, STATUS_FILE
@@ -119,11 +120,9 @@ def _last_answers(directory: Path) -> list[Mapping[str, Any]]:
         answers = read_json(directory / GATES_FILE)
     except UserError:
         return []
-    last: dict[tuple[str, ...], Mapping[str, Any]] = {}
-    for answer in answers if isinstance(answers, list) else []:
-        if isinstance(answer, Mapping):
-            last[tuple(str(answer.get(key)) for key in ("metric", "at"))] = answer
-    return list(last.values())
+    listed = answers if isinstance(answers, list) else []
+    sound = (answer for answer in listed if isinstance(answer, Mapping))
+    return list(dict(by_gate(sound, lambda answer, name: answer.get(name))).values())
 
 
 def _key_metric(
