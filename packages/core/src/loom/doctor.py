@@ -318,7 +318,7 @@ def check_installs(packages: Sequence[str], search_path: Sequence[str]) -> Findi
 
 def check_commit(package: Path) -> Finding:
     """Check that git can tell a run its commit; it refuses a checkout of somebody else's."""
-    from loom.provenance import git_state
+    from loom.provenance import git_state, shown_changes
 
     checkout = next((each for each in package.parents if (each / ".git").exists()), None)
     if checkout is None:
@@ -331,7 +331,7 @@ def check_commit(package: Path) -> Finding:
             f"git config --global --add safe.directory {shlex.quote(str(checkout))}, "
             "or install git",
         )
-    changes = "with uncommitted changes" if state["dirty"] else "clean"
+    changes = shown_changes(state["dirty"])
     return Finding("ok", f"{str(state['commit'])[:12]} of {checkout}, {changes}")
 
 

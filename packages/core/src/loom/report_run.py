@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from loom.errors import UserError
 from loom.files import read_json
 from loom.progress import STATUS_FILE, read_status
+from loom.provenance import shown_changes
 from loom.record import METRICS_FILE, Row, read_records
 from loom.report import Cell, Report
 from loom.report_curves import Curves
@@ -139,8 +140,7 @@ def _summary(run: Mapping[str, Any], status: Mapping[str, Any], rows: list[Row])
             facts[name] = run[key]
     git = run.get("git")
     if isinstance(git, Mapping):
-        changes = "with uncommitted changes" if git.get("dirty") else "clean"
-        facts["commit"] = f"{str(git.get('commit'))[:12]} ({changes})"
+        facts["commit"] = f"{str(git.get('commit'))[:12]} ({shown_changes(git.get('dirty'))})"
     for name, parent in _mapping(run, "parents").items():
         digest = str(parent.get("sha256", ""))[:16] if isinstance(parent, Mapping) else ""
         facts[name] = f"sha256 {digest}…"
