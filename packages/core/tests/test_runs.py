@@ -378,10 +378,10 @@ def checkout(folder: Path) -> tuple[Path, str]:
     return folder / "src", git("rev-parse", "HEAD")
 
 
-def packed(tmp_path: Path) -> tuple[Path, Path]:
+def packed(tmp_path: Path, source: Path | None = None) -> tuple[Path, Path]:
     from loom.provenance import git_state
 
-    source, _ = checkout(tmp_path / "code")
+    source = source if source is not None else checkout(tmp_path / "code")[0]
     run = write_run(tmp_path / "runs" / "a", state="finished")
     facts = {
         "thread": "demo",
@@ -424,6 +424,23 @@ def test_a_snapshot_says_when_the_code_is_no_longer_what_the_run_began_with(tmp_
     with zipfile.ZipFile(target) as archive:
         assert "uncommitted.patch" not in archive.namelist()
         assert json.loads(archive.read("manifest.json"))["notices"] == notices
+
+
+def test_a_snapshot_holds_the_code_that_git_does_not_track(tmp_path):
+    source, _ = checkout(tmp_path / "code")
+    (source / "new.py").write_text("y = 1\n")
+    (source / "data.bin").write_bytes(b"0" * (1 << 20) + b"1")
+    (source / "link.py").symlink_to("/etc/hostname")
+    run, _ = packed(tmp_path, source)
+    target, notices = snapshot(run, "new")
+    with zipfile.ZipFile(target) as archive:
+        members = [name for name in archive.namelist() if name.startswith("untracked")]
+        assert members == ["untracked/src/new.py"]
+        assert archive.read(members[0]) == b"y = 1\n"
+    assert notices == [
+        "not tracked by git, packed as they are now: untracked/src/new.py",
+        "not tracked by git, too large to be packed: src/data.bin",
+    ]
 
 
 @pytest.mark.parametrize("tag", ["", "../x", "a/b", ".hidden", "a b", "x" * 101])
