@@ -296,7 +296,7 @@ def _found(key: str, name: str, content: Mapping[str, Any], element: Mapping[str
 
 def _shown(value: Any, key: str) -> str:
     form = key.partition(" :")[2]
-    if isinstance(value, list) and value:
+    if isinstance(value, list):
         return _mean(value, form)
     if value is None or isinstance(value, bool):
         return {None: "", True: "yes", False: "no"}[value]

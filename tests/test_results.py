@@ -219,6 +219,7 @@ def test_runs_of_one_name_are_kept_apart_and_a_list_is_shown_as_its_mean(folder)
     assert names == ["a-seed-0.json", "b-seed-0.json"]
     # Of 1 and 2 the mean is 1.5, and t of one degree of freedom at 97.5 % is 12.706.
     assert "| 1.5 [-4.853, 7.853] |" in results.page(folder)
+    assert results._shown([], "psnr_gain_db :.2f") == ""  # a reference has no gain
 
 
 def test_what_is_no_experiment_and_no_run_is_refused(folder):

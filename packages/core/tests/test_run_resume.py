@@ -184,6 +184,21 @@ def test_a_resume_without_the_settings_of_its_run_never_takes_the_defaults(tmp_p
         opened(directory, resume=True)
 
 
+def test_a_resume_names_the_thread_of_another_threads_run(finished):
+    assert run_directory.settings_of(None, finished, resume=True, thread="featdistill")
+    with pytest.raises(UserError, match="is a run of featdistill, not of coopcyl"):
+        run_directory.settings_of(None, finished, resume=True, thread="coopcyl")
+    with pytest.raises(UserError, match="is a run of featdistill, not of coopcyl"):
+        Run.open("coopcyl", Settings, directory=finished, resume=True, quiet=True)
+
+
+@pytest.mark.parametrize("facts", [None, "not JSON", "[]", "{}"])
+def test_a_directory_that_does_not_say_whose_run_it_is_passes_as_anyones(tmp_path, facts):
+    if facts is not None:
+        (tmp_path / "run.json").write_text(facts)
+    run_directory.require_thread(tmp_path, "coopcyl")
+
+
 def test_settings_come_from_the_named_file_or_on_a_resume_from_the_run(finished, tmp_path):
     file = tmp_path / "mine.yaml"
     assert run_directory.settings_of(file, finished, resume=True) == file

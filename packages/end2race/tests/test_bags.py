@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from end2race.data.calibration import IDENTITY, level_camera, write_calibration
 from end2race.data.dataset import open_dataset
 from end2race.data.images import read_image
 from end2race.data.importers import bags
+from end2race.data.importers.target import Target
 from end2race.data.lidar_files import read_points
+from loom.errors import UserError
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -21,21 +24,22 @@ from rosbags.rosbag2 import StoragePlugin
 from rosbags.rosbag2 import Writer as Writer2
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
+KINDS = ("ros1", "ros2", "mcap")
 FRAMES, PERIOD = 6, 10**8
 BEGIN = 1_700_000_000 * 10**9
 
 
 class Recording:
-    """Writes a car that drives for half a second."""
+    """Writes a car that drives for half a second, or for so many frames."""
 
-    def __init__(self, kind):
-        self.kind = kind
+    def __init__(self, kind, frames=FRAMES, size=(8, 16)):
+        self.kind, self.frames = kind, frames
         self.store = get_typestore(Stores.ROS1_NOETIC if kind == "ros1" else Stores.ROS2_HUMBLE)
         name = "ackermann_msgs/msg/AckermannDriveStamped"
         self.store.register(get_types_from_msg(bags._ACKERMANN, name))
         self.rng = np.random.default_rng(0)
-        self.clouds = [self.rng.uniform(-9, 9, (12, 4)).astype(np.float32) for _ in range(FRAMES)]
-        self.pictures = self.rng.integers(0, 256, (FRAMES, 8, 16, 3), dtype=np.uint8)
+        self.clouds = [self.rng.uniform(-9, 9, (12, 4)).astype(np.float32) for _ in range(frames)]
+        self.pictures = self.rng.integers(0, 256, (frames, *size, 3), dtype=np.uint8)
 
     def type(self, name):
         return self.store.types[name]
@@ -117,7 +121,7 @@ class Recording:
         )
 
     def messages(self):
-        for i in range(FRAMES):
+        for i in range(self.frames):
             time = BEGIN + i * PERIOD
             yield "/points", time, self.cloud(time, self.clouds[i], padding=7)
             yield "/scan", time, self.scan(time, [1.0, 2.0 + i, 99.0])
@@ -148,7 +152,7 @@ class Recording:
         return path
 
 
-@pytest.fixture(scope="module", params=["ros1", "ros2", "mcap"])
+@pytest.fixture(scope="module", params=KINDS)
 def recorded(request, tmp_path_factory):
     recording = Recording(request.param)
     return recording, recording.write(tmp_path_factory.mktemp(request.param))
@@ -196,6 +200,89 @@ def test_images_are_taken_over_with_a_calibration(recorded, tmp_path, topic):
     assert "16 x 8 pixels" in refused
 
 
+class Photographed(Recording):
+    """Only clouds, commands and images; image k is recorded with cloud k, taken at `taken[k]`."""
+
+    def __init__(self, kind, taken, size):
+        super().__init__(kind, len(taken), size)
+        self.taken = taken
+        self.pictures[:] = np.arange(len(taken), dtype=np.uint8)[:, None, None, None]
+
+    def messages(self):
+        for i, taken in enumerate(self.taken):
+            time = BEGIN + i * PERIOD
+            yield "/points", time, self.cloud(time, self.clouds[i])
+            yield "/drive", time, self.drive(time, 0.1, 3.0)
+            yield "/raw", time, self.raw(BEGIN + taken * PERIOD, self.pictures[i])
+
+
+def import_images(path, root, size):
+    camera = level_camera(size[1], size[0], 9.0, (0, 0, 0))
+    calibration = root.parent / f"{root.name}.json"
+    write_calibration(calibration, camera, IDENTITY)
+    target = Target(root, 10, "test", calibration)
+    bags.import_bag(path, bags.Topics("/points", "/drive", image="/raw"), target, "train", "s")
+    return open_dataset(root, ("train",)).segments[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_that_arrive_in_any_order_come_to_the_frames_of_their_time(kind, tmp_path):
+    """The first frame is left out, since no command before it says how fast the car was."""
+    for name, taken in {
+        "swapped": [0, 2, 1, 3, 5, 4, 6, 7],
+        "back": list(range(19, -1, -1)),
+        "random": np.random.default_rng(0).permutation(30).tolist(),
+        "twice": [0, 1, 1, 2, 3, 3],  # the first one that arrived is taken
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        segment = import_images(
+            Photographed(kind, taken, (8, 16)).write(folder), folder / "out", (8, 16)
+        )
+        kept = [i for i in range(len(taken)) if i in taken][1:]
+        assert segment.timestamp_ns.tolist() == [BEGIN + i * PERIOD for i in kept]
+        for time, file in zip(segment.timestamp_ns, segment.image_files, strict=True):
+            wanted = min(range(len(taken)), key=lambda k: abs(BEGIN + taken[k] * PERIOD - time))
+            assert (read_image(segment.directory / file, 16, 8) == wanted).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_does_not_grow_with_the_images_of_a_recording(kind, tmp_path):
+    """Twenty more images of 300 kB each, 6 MB, take less than a fifth of one of them."""
+    size, peaks = (200, 500), []
+    for frames in (10, 30):
+        folder = tmp_path / str(frames)
+        folder.mkdir()
+        path = Photographed(kind, range(frames), size).write(folder)
+        tracemalloc.start()
+        try:
+            segment = import_images(path, folder / "out", size)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert len(segment) == frames - 1
+    assert peaks[1] - peaks[0] < 60_000
+
+
+def test_a_recording_that_changes_between_its_two_readings_is_refused(tmp_path, monkeypatch):
+    path = Photographed("ros1", range(6), (8, 16)).write(tmp_path)
+    whole, calls = bags._Bag.recorded, []
+
+    def changing(self, topic, begin=None):
+        calls.append(topic)
+        for number, (time, recorded, message) in enumerate(whole(self, topic, begin)):
+            if calls.count("/raw") < 2 or topic != "/raw" or number < 3:
+                yield time, recorded, message
+            elif shifted:
+                yield time + 1, recorded, message
+
+    monkeypatch.setattr(bags._Bag, "recorded", changing)
+    for shifted in (False, True):
+        calls.clear()
+        with pytest.raises(UserError, match="/raw: its images are not read twice"):
+            import_images(path, tmp_path / f"o{shifted}", (8, 16))
+
+
 def test_a_scan_becomes_points_and_the_speed_is_the_command_of_the_frame_before(recorded, tmp_path):
     """Not that of the message before: between two frames it is the label already."""
     _, path = recorded
@@ -218,6 +305,12 @@ def test_wrong_topics_and_types_are_named(recorded, tmp_path):
     assert "expected PointCloud2 or LaserScan" in run(*named, "/odom", code=2)
     assert "expected AckermannDrive" in run(*named, "/points", "--drive-topic", "/odom", code=2)
     assert "expected Odometry" in run(*named, "/points", "--odom-topic", "/drive", code=2)
+    write_calibration(tmp_path / "c.json", level_camera(16, 8, 9.0, (0, 0, 0)), IDENTITY)
+    seen = ("--calibration", tmp_path / "c.json", "--image-topic")
+    named = ("--src", path, "--out", tmp_path / "seen", "--lidar-topic", "/points")
+    assert "expected CompressedImage" in run(*named, *seen, "/odom", code=2)
+    assert "expected an image of rgb8" in run(*named, *seen, "/points", code=2)
+    named = ("--src", path, "--out", tmp_path / "o", "--lidar-topic")
     late = run(*named, "/points", "--sync-tol-ms", 1, code=2)
     assert "no frame has all its parts" in late
 

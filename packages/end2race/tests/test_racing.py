@@ -12,6 +12,7 @@ from end2race.sim.closed_loop import (
     entries,
     unseen_tracks,
 )
+from end2race.sim.collect import record_drive
 from end2race.sim.expert import LATERAL_M_S2, LONGITUDINAL_M_S2, Expert, speed_profile
 from end2race.sim.kernels import FASTEST_M_S, WHEELBASE_M, Field
 from end2race.sim.race import Race
@@ -123,6 +124,39 @@ def test_a_lap_ends_where_it_began(tracks):
 def test_a_command_that_is_not_finite_is_a_crash(tracks):
     (result,) = drive(ConstantDriver(math.nan, 1.0), entries(tracks[:1], [0]))
     assert (result.collisions, result.completed, result.progress) == (1, False, 0)
+
+
+class Swerving:
+    """Commands these wheel angles, one after another."""
+
+    sensors = frozenset()
+
+    def __init__(self, angles_deg):
+        self.angles_deg = angles_deg
+
+    def reset(self, races):
+        self.seen = []
+
+    def act(self, seen):
+        self.seen.append(seen.previous_steering.copy())
+        return np.tile((self.angles_deg[len(self.seen) - 1], 0.5), (len(seen.speed), 1))
+
+
+def test_the_angle_that_is_fed_back_is_one_that_the_car_can_turn(tracks):
+    """So no driver sees a value that no recording holds: the expert's labels are clamped, too."""
+    angles = [10.0, 90.0, -25.0, -24.0, 1e300, 0.0]
+    driver = Swerving(angles)
+    drive(driver, entries(tracks[:2], [0]), limit_s=0.6)
+    largest = math.degrees(0.4189)
+    expected = [0.0, 10.0, largest, -largest, -24.0, largest]
+    np.testing.assert_allclose(driver.seen, np.tile(np.array(expected)[:, None], (1, 2)))
+    rng = np.random.default_rng(0)
+    recorded = [
+        frame.wheel_angle_deg
+        for track in tracks
+        for frame in record_drive(track, Expert(track), 40, 0.04, rng)
+    ]
+    assert 15 < np.abs(recorded).max() <= largest + 1e-9
 
 
 class Watcher:

@@ -1,9 +1,10 @@
 """The closed loop: who is shown what, what is counted, and what is said about it."""
 
 import json
+import sys
 from dataclasses import replace
 from itertools import pairwise
-from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from maniflow_overlay.data.windows import Batches, Windows, WindowShape
 from maniflow_overlay.evaluation.actors import Expert, PolicyActor, Random, Replay
 from maniflow_overlay.evaluation.config import MatrixConfig
 from maniflow_overlay.evaluation.film import Film
-from maniflow_overlay.evaluation.judgement import comparisons, rates
-from maniflow_overlay.evaluation.matrix import CELLS, Cell, conditions_for, read_cells
+from maniflow_overlay.evaluation.judgement import rates
+from maniflow_overlay.evaluation.matrix import CELLS, conditions_for, read_cells
 from maniflow_overlay.evaluation.page import FOLDER, rate_table, write_page
 from maniflow_overlay.evaluation.rollout import Condition, Episode, Outcome, play
 from maniflow_overlay.evaluation.run import arm_name, play_matrix
@@ -32,9 +33,10 @@ from maniflow_overlay.sim.scene import STEPS, hidden, vector_of
 from PIL import Image
 from typer.testing import CliRunner
 
+sys.path.insert(0, str(Path(__file__).parent))
+from made_up_cells import CLEAR, NOISY, made_cell
+
 SIZE = (64, 64)
-CLEAR = Condition("pick_place", False, None)
-NOISY = Condition("pick_place", False, "noisy")
 ARMS = [
     Arm("none"),
     *(
@@ -229,83 +231,6 @@ def test_without_a_path_there_is_one_condition_for_all_qualities():
     assert count(PolicyActor("a", Recorded(Arm("none")))) == 2
     assert count(PolicyActor("a", Recorded(Arm("initial")))) == 4
     assert count(Expert()) == 2
-
-
-def made_cell(arm, run, condition, solved):
-    outcomes = [
-        Outcome(seed, bool(done), bool(done), not done, 10) for seed, done in enumerate(solved)
-    ]
-    return Cell(arm, run, condition, tuple(outcomes))
-
-
-def test_rates_are_pooled_over_trainings_with_wilsons_interval():
-    cells = [
-        made_cell("current A", "s0", NOISY, [1] * 6 + [0] * 4),
-        made_cell("current A", "s1", NOISY, [1] * 2 + [0] * 8),
-    ]
-    (rate,) = rates(cells)
-    p, n, z = 8 / 20, 20, 1.959963984540054
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    assert (rate.runs, rate.episodes, rate.rate) == (2, 20, p)
-    assert (rate.low, rate.high) == pytest.approx((centre - half, centre + half))
-    assert (rate.lowest, rate.highest) == (0.2, 0.6)
-    assert rate.picked == p
-    assert rate.mistaken == 1 - p
-    assert rate.shown() == "40 % [22, 61]"
-
-
-def test_arms_are_compared_episode_by_episode_and_training_by_training():
-    rng = np.random.default_rng(0)
-    first = rng.random((2, 40)) < 0.8
-    second = rng.random((2, 40)) < 0.4
-    cells = [
-        made_cell(arm, f"s{run}", condition, solved[run])
-        for arm, condition, solved, order in (
-            ("current A", NOISY, first, (1, 0)),
-            ("none", CLEAR, second, (0, 1)),
-        )
-        for run in order
-    ]
-    (found,) = comparisons(cells)
-    pairs = list(zip(first.ravel().tolist(), second.ravel().tolist(), strict=True))
-    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
-    assert (found.only_first, found.only_second, found.pairs) == (only_first, only_second, 80)
-    assert found.gain == pytest.approx(first.mean() - second.mean())
-    total = only_first + only_second
-    tail = sum(comb(total, k) for k in range(only_second + 1)) / 2**total
-    assert found.p == pytest.approx(min(1, 2 * tail))
-    assert found.p_holm == found.p
-
-
-def test_holm_corrects_over_all_comparisons_and_equal_arms_have_p_one():
-    cells = [
-        made_cell("current A", "s", NOISY, [1] * 2 + [0] * 10),
-        made_cell("initial A", "s", NOISY, [0] * 12),
-        made_cell("initial+current A", "s", NOISY, [1] * 12),
-    ]
-    found = {(c.first, c.second): c for c in comparisons(cells)}
-    # Ten, twelve and two episodes that only the first solved: p = 2 / 2^n, then Holm's 2, 3 and 1.
-    expected = {
-        ("initial+current A", "current A"): (2 / 2**10, 2 * 2 / 2**10),
-        ("initial+current A", "initial A"): (2 / 2**12, 3 * 2 / 2**12),
-        ("current A", "initial A"): (2 / 2**2, 2 / 2**2),
-    }
-    assert found.keys() == expected.keys()
-    for key, (p, corrected) in expected.items():
-        assert found[key].p == pytest.approx(p)
-        assert found[key].p_holm == pytest.approx(corrected)
-    same = [made_cell(arm, "s", NOISY, [1, 0, 1]) for arm in ("current A", "initial A")]
-    (equal,) = comparisons(same)
-    assert (equal.p, equal.p_holm) == (1.0, 1.0)
-
-
-def test_cells_of_other_episodes_are_not_compared():
-    other = Cell("none", "s", CLEAR, tuple(Outcome(seed, True, True, False, 9) for seed in (7, 8)))
-    with pytest.raises(UserError, match="different episodes"):
-        comparisons([made_cell("current A", "s", NOISY, [1, 1]), other])
-    with pytest.raises(UserError, match="different episodes"):
-        rates([made_cell("none", "t", CLEAR, [1, 1]), other])
 
 
 def test_a_cell_is_read_as_it_was_written(tmp_path):

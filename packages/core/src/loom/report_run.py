@@ -16,7 +16,7 @@ from loom.provenance import shown_changes
 from loom.record import METRICS_FILE, Row, read_records
 from loom.report import Cell, Report
 from loom.report_curves import Curves
-from loom.run_directory import GATES_FILE, REPORT_FILE, RUN_FILE
+from loom.run_directory import GATES_FILE, REPORT_FILE, RUN_FILE, require_thread
 from loom.runs import summary
 
 STATE_MARK = "loom-run-state"
@@ -57,12 +57,10 @@ def run_report(
         raise UserError(f"{directory}: there is no such run", hint="`loom runs` lists the runs")
     if not any((directory / name).is_file() for name in (RUN_FILE, STATUS_FILE, METRICS_FILE)):
         raise UserError(f"{directory} is no run's directory", hint="`loom runs` lists the runs")
+    if thread is not None:
+        require_thread(directory, thread, hint="its own thread has a `report`, too")
     damaged: list[str] = []
     run = _read(damaged, RUN_FILE, dict, lambda: dict(read_json(directory / RUN_FILE)))
-    if thread is not None and run.get("thread", thread) != thread:
-        raise UserError(
-            f"{directory} is a run of {run['thread']}", hint="its own thread has a `report`, too"
-        )
     status = _read(damaged, STATUS_FILE, dict, lambda: dict(read_status(directory)))
     rows = _read(damaged, METRICS_FILE, list, lambda: read_records(directory))
     gates = _read(damaged, GATES_FILE, list, lambda: _gates(directory / GATES_FILE))

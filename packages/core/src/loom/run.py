@@ -111,7 +111,7 @@ class Run(Generic[C]):
                 hint="name the run's directory",
             )
         if not isinstance(source, Resolved):
-            source = run_directory.settings_of(source, directory, resume=resume)
+            source = run_directory.settings_of(source, directory, resume=resume, thread=thread)
         resolved = source if isinstance(source, Resolved) else resolve(model, source, overrides)
         if directory is None:
             directory = run_directory.choose(RUNS / thread, _name(resolved, thread), resume=resume)

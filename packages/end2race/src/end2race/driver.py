@@ -43,7 +43,7 @@ class Seen(Protocol):
 
     @property
     def previous_steering(self) -> np.ndarray:
-        """The last commanded wheel angle in degrees, [n]."""
+        """The last commanded wheel angle in degrees, within what the car can turn, [n]."""
         ...
 
 

@@ -18,12 +18,14 @@ from loom.sampling import draw_rng
 from end2race.data.calibration import Calibration
 from end2race.sim.appearance import PLAIN, random_appearance
 from end2race.sim.expert import Expert
-from end2race.sim.kernels import CONTROL_HZ
+from end2race.sim.kernels import CONTROL_HZ, LARGEST_WHEEL_ANGLE_RAD
 from end2race.sim.race import Race
 from end2race.sim.sensors import Lidar, camera, lidar, see, sweep
 from end2race.sim.track import Track, procedural_track
 
 LIMIT_S = 40.0
+
+_LARGEST_WHEEL_ANGLE_DEG = math.degrees(LARGEST_WHEEL_ANGLE_RAD)
 
 
 class Observation(NamedTuple):
@@ -33,7 +35,8 @@ class Observation(NamedTuple):
         points: n clouds float32 [m, 4] in the ego frame, or None where nobody asked for them.
         images: uint8 [n, height, width, 3], or None.
         speed: float64 [n], m/s.
-        previous_steering: float64 [n], the last commanded wheel angle (degrees), 0 at the start.
+        previous_steering: float64 [n], the last commanded wheel angle (degrees), clamped as the car
+            clamps it, like those of the expert in every recording; 0 at the start.
     """
 
     points: list[np.ndarray] | None
@@ -197,7 +200,7 @@ def drive(
         commands = np.asarray(driver.act(seen), np.float64)
         for race, (wheel_angle_deg, speed) in zip(races, commands, strict=True):
             race.step(float(wheel_angle_deg), float(speed))
-        previous = commands[:, 0]
+        previous = np.clip(commands[:, 0], -_LARGEST_WHEEL_ANGLE_DEG, _LARGEST_WHEEL_ANGLE_DEG)
     return [_result(entry) for entry in entries]
 
 

@@ -1,10 +1,17 @@
 """What a matrix says: rates with Wilson's interval, and arms compared on the same episodes.
 
-An arm's trainings are pooled. The interval is then about episodes; how much trainings differ stands
-beside it as the lowest and highest rate of a single one. Comparisons pair the k-th training of two
-arms, episode by episode, by McNemar's exact test, and Holm's correction covers all of a matrix. The
-episodes of several trainings are the same, so pooled intervals are narrow and p is small: what is
-said of arms has to hold between the worst training of one and the best of the other, too.
+A rate pools an arm's trainings, so its interval describes what these trainings did; how much they
+differ stands beside it as the lowest and highest rate of a single one. All play the same episodes,
+which are therefore no independent draws, and a comparison of two arms says two things apart. Both
+pair the k-th training of one with the k-th of the other, episode by episode:
+
+| what is said | of | by |
+|---|---|---|
+| `gain`, `low`, `high`, `p` | the arms: other trainings on other tables | min F' (`crossed`) |
+| `mcnemar` | two trained networks each: other tables | McNemar's exact test |
+
+A single training per arm says nothing of the arms. Holm's correction covers all comparisons of a
+matrix, for each of the two.
 """
 
 from __future__ import annotations
@@ -13,9 +20,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 from loom.errors import UserError
 from loom.evaluation.statistics import Undefined, holm, mcnemar, wilson_interval
 
+from maniflow_overlay.evaluation.crossed import crossed_interval
 from maniflow_overlay.evaluation.matrix import Cell, successes
 from maniflow_overlay.evaluation.rollout import Condition
 
@@ -73,23 +82,35 @@ class Comparison(NamedTuple):
         first: An arm.
         second: Another one.
         condition: Of the episodes.
-        pairs: Episodes that both played.
+        runs: Trainings of each.
+        pairs: Episodes that both played, of all trainings.
         gain: Rate of the first less that of the second.
+        low: Lower end of the gain's interval of 95 % over trainings and episodes; None where there
+            is none: a single training, or no difference anywhere.
+        high: Upper end.
+        p: Two-sided, from the same.
+        p_holm: The same, corrected for all comparisons of the matrix that have one.
         only_first: Episodes that only the first solved.
         only_second: Episodes that only the second solved.
-        p: Of McNemar's test, two-sided; 1 where both agree in every episode.
-        p_holm: The same, corrected for all comparisons of the matrix.
+        mcnemar: P of McNemar's test in each pair of trainings, two-sided; 1 where both agree in
+            every episode.
+        mcnemar_holm: The same, corrected for all of the matrix.
     """
 
     first: str
     second: str
     condition: Condition
+    runs: int
     pairs: int
     gain: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
     only_first: int
     only_second: int
-    p: float
-    p_holm: float
+    mcnemar: tuple[float, ...]
+    mcnemar_holm: tuple[float, ...]
 
 
 def grouped(cells: Sequence[Cell]) -> dict[tuple[str, Condition], list[Cell]]:
@@ -141,9 +162,19 @@ def comparisons(cells: Sequence[Cell]) -> list[Comparison]:
             other = groups.get((second, condition)) or groups.get((second, plain))
             if other:
                 found.append(_compare(first, second, condition, group, other))
-    corrected = holm([comparison.p for comparison in found]) if found else []
+    return _corrected(found)
+
+
+def _corrected(found: Sequence[Comparison]) -> list[Comparison]:
+    """Return comparisons with Holm's correction, of the arms' p and of those of single networks."""
+    whole = iter(holm([each.p for each in found if each.p is not None]))
+    single = iter(holm([p for each in found for p in each.mcnemar]))
     return [
-        comparison._replace(p_holm=float(p)) for comparison, p in zip(found, corrected, strict=True)
+        each._replace(
+            p_holm=None if each.p is None else float(next(whole)),
+            mcnemar_holm=tuple(float(next(single)) for _ in each.mcnemar),
+        )
+        for each in found
     ]
 
 
@@ -156,18 +187,25 @@ def _compare(
         raise UserError(
             f"{first} and {second} played different episodes", hint="run them in one matrix"
         )
-    only_first, only_second = int((one & ~other).sum()), int((other & ~one).sum())
-    p = mcnemar(only_first, only_second)
+    better, worse = one & ~other, other & ~one
+    tests = (mcnemar(int(b), int(w)) for b, w in zip(better.sum(1), worse.sum(1), strict=True))
+    between = crossed_interval(one.astype(np.float64) - other)
+    known = None if isinstance(between, Undefined) else between
     return Comparison(
         first,
         second,
         condition,
+        runs,
         one.size,
         float(one.mean() - other.mean()),
-        only_first,
-        only_second,
-        1.0 if isinstance(p, Undefined) else p,
-        1.0,
+        known and known.low,
+        known and known.high,
+        known and known.p,
+        None,
+        int(better.sum()),
+        int(worse.sum()),
+        tuple(1.0 if isinstance(p, Undefined) else p for p in tests),
+        (),
     )
 
 

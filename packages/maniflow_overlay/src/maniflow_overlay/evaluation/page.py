@@ -138,16 +138,19 @@ def _judge(report: Report, folder: Path, cells: Sequence[Cell]) -> None:
     compared = comparisons(cells)
     if compared:
         report.heading("Arms compared on the same episodes").table(
-            ["first", "second", "task", "table", "path", "pairs", "gain", "only first"]
-            + ["only second", "p", "p, Holm"],
+            ["first", "second", "task", "table", "path", "trainings", "gain", "low", "high"]
+            + ["p", "p, Holm", "only first", "only second", "McNemar in each training, Holm"],
             [
                 [c.first, c.second, c.condition.task]
                 + ["occluded" if c.condition.occluded else "clear", c.condition.quality]
-                + [c.pairs, c.gain, c.only_first, c.only_second, c.p, c.p_holm]
+                + [c.runs, c.gain, c.low, c.high, c.p, c.p_holm, c.only_first, c.only_second]
+                + [", ".join(f"{p:.2g}" for p in c.mcnemar_holm)]
                 for c in compared
             ],
-            "McNemar's exact test, two-sided; Holm's correction over all rows. Several trainings "
-            "play the same episodes and are pooled: with more than one, p is too small",
+            "Of arms: gain, its interval of 95 % and p over trainings and episodes (min F': would "
+            "other trainings gain on other tables, too?), from two trainings of each arm on. Of "
+            "single networks: McNemar's exact test within each pair of trainings. All two-sided; "
+            "Holm's correction over all rows",
         )
     _strips(report, folder)
 

@@ -14,20 +14,19 @@ of the message's header where it has one, else that of the recording.
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from array import array
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from loom.errors import UserError
 from loom.files import disk_error
-from PIL import Image
 
-from end2race.data.importers.end2race_csv import scan_points
+from end2race.data.importers.bag_messages import other_type, pixels_of, points_of
 from end2race.data.importers.target import Target
 
 _ACKERMANN = """
@@ -41,8 +40,6 @@ float32 speed
 float32 acceleration
 float32 jerk
 """
-_POINT_TYPES = dict(enumerate(("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"), 1))
-_CHANNELS = {"rgb8": 3, "bgr8": 3, "mono8": 1}
 
 
 @dataclass(frozen=True)
@@ -61,10 +58,17 @@ class Topics:
 
 @dataclass(frozen=True)
 class _Series:
-    """Values over time."""
+    """Numbers over time: times int64 [n] in their order, values [n, columns]."""
 
     times: np.ndarray
     values: np.ndarray
+
+    @classmethod
+    def sorted(cls, times: array[int], values: array[Any], columns: int) -> Self:
+        """Return the series of values that were taken at these times, one row after another."""
+        order = np.argsort(times, kind="stable")
+        table = np.asarray(values).reshape(len(times), columns)
+        return cls(np.asarray(times, np.int64)[order], table[order])
 
     def nearest(self, time: int, tolerance_ns: int) -> int | None:
         """Return the index of the value nearest in time; None if it is too far away."""
@@ -85,6 +89,11 @@ def import_bag(
 ) -> None:
     """Write a recording as one segment.
 
+    However long it is, one cloud and one image are in memory at a time, besides the chunks of the
+    file that `rosbags` has open. What grows is small: 24 bytes for a command and for an image, 16
+    for a speed, the library's index (some 200 bytes for a message of a ROS 1 bag), and a row of the
+    table for a frame that is written. Images are read twice: for their times, then one by one.
+
     Args:
         source: A `.bag` or `.mcap` file, or the folder of a ROS 2 bag.
         topics: What to read.
@@ -98,13 +107,19 @@ def import_bag(
             all its parts.
     """
     tolerance_ns = round(tolerance_ms * 1e6)
-    with _opened(source, topics) as bag, target.segment(split, name) as writer:
-        drive, odometry, images = _controls(bag, topics, target)
+    camera = target.camera if topics.image else None
+    if topics.image and camera is None:
+        target.dropped["images, since no camera is calibrated (--calibration)"] += 1
+    # Two readings that go on side by side need a file each.
+    album = nullcontext() if camera is None else _opened(source, topics)
+    with _opened(source, topics) as bag, album as second, target.segment(split, name) as writer:
+        drive, odometry = _commands(bag, topics.drive), _speeds(bag, topics.odometry)
+        images = None if second is None else _Images(second, str(topics.image))
         last, commanded = -1, math.nan
         for time, message in bag.messages(topics.lidar):
             command = drive.nearest(time, tolerance_ns)
             state = command if odometry is None else odometry.nearest(time, tolerance_ns)
-            picture = None if images is None else images.nearest(time, tolerance_ns)
+            picture = None if images is None else images.series.nearest(time, tolerance_ns)
             unseen = images is not None and picture is None
             if command is None or state is None or unseen:
                 target.dropped[f"frames without a partner within {tolerance_ms:g} ms"] += 1
@@ -119,15 +134,11 @@ def import_bag(
             if not np.isfinite((angle, wanted, speed)).all():
                 target.dropped["frames whose command or speed is not known"] += 1
                 continue
-            target.write(
-                writer,
-                time,
-                speed,
-                math.degrees(angle),
-                _points(message, topics.lidar),
-                _image(images.values[picture], target, topics) if images is not None else None,
-                float(wanted),
-            )
+            points = points_of(message, topics.lidar)
+            pixels = None
+            if images is not None and picture is not None and camera is not None:
+                pixels = pixels_of(images.read(picture), images.topic, camera)
+            target.write(writer, time, speed, math.degrees(angle), points, pixels, float(wanted))
             last = time
         if not target.frames:
             raise UserError(
@@ -143,13 +154,65 @@ class _Bag:
         self._reader, self.source = reader, source
 
     def messages(self, topic: str) -> Iterator[tuple[int, Any]]:
-        """Yield time in nanoseconds and message of a topic."""
+        """Yield time in nanoseconds and message of a topic, in the order of the recording."""
+        for time, _, message in self.recorded(topic):
+            yield time, message
+
+    def recorded(self, topic: str, begin: int | None = None) -> Iterator[tuple[int, int, Any]]:
+        """Yield the same with the time of recording between them, from such a time on."""
         connections = [each for each in self._reader.connections if each.topic == topic]
-        for connection, recorded, raw in self._reader.messages(connections=connections):
+        found = self._reader.messages(connections=connections, start=begin)
+        for connection, recorded, raw in found:
             message = self._reader.deserialize(raw, connection.msgtype)
             stamp = getattr(getattr(message, "header", None), "stamp", None)
             time = 0 if stamp is None else int(stamp.sec) * 10**9 + int(stamp.nanosec)
-            yield (time if time > 0 else int(recorded)), message
+            yield (time if time > 0 else int(recorded)), int(recorded), message
+
+
+class _Images:
+    """The images of a topic, of which one is in memory at a time.
+
+    Attributes:
+        topic: Its name.
+        series: When they were taken; the values say which one of the recording it is, and when it
+            was recorded.
+    """
+
+    def __init__(self, bag: _Bag, topic: str) -> None:
+        """Read through the topic for its times."""
+        self._bag, self.topic = bag, topic
+        times, places = array("q"), array("q")
+        for number, (time, recorded, _) in enumerate(bag.recorded(topic)):
+            times.append(time)
+            places.extend((number, recorded))
+        self.series = _Series.sorted(times, places, 2)
+        self._number = -1  # of the image at hand
+        self._image: Any = None
+        self._following = bag.recorded(topic)
+
+    def read(self, index: int) -> Any:
+        """Return the message of an index of the series.
+
+        Frames take images forwards, as they were recorded, so this reads on. An image that lies
+        farther back, since they did not arrive in the order of their times, is looked up anew.
+
+        Raises:
+            UserError: It is not there any more.
+        """
+        number, begin = self.series.values[index].tolist()
+        if number < self._number:
+            places = self.series.values
+            self._number = int(places[places[:, 1] >= begin, 0].min()) - 1
+            self._following = self._bag.recorded(self.topic, begin)
+        while self._number < number:
+            time, _, self._image = next(self._following, (None, None, None))
+            self._number += 1
+            if time is None or (self._number == number and time != self.series.times[index]):
+                raise UserError(
+                    f"{self.topic}: its images are not read twice in the same order",
+                    hint="is the recording still being written? else it is damaged: copy it again",
+                )
+        return self._image
 
 
 @contextmanager
@@ -190,119 +253,27 @@ def _opened(source: Path, topics: Topics) -> Generator[_Bag]:
         ) from error
 
 
-def _controls(
-    bag: _Bag, topics: Topics, target: Target
-) -> tuple[_Series, _Series | None, _Series | None]:
-    """Read commands [n, 2] (rad, m/s), speeds [n, 1] (m/s) and undecoded images."""
-    commands = []
-    for time, message in bag.messages(topics.drive):
+def _commands(bag: _Bag, topic: str) -> _Series:
+    """Read the commands, [n, 2]: wheel angle (rad) and speed (m/s)."""
+    times, values = array("q"), array("d")
+    for time, message in bag.messages(topic):
         drive = getattr(message, "drive", message)
         if not hasattr(drive, "steering_angle"):
-            raise _other_type(topics.drive, message, "AckermannDriveStamped or AckermannDrive")
-        commands.append((time, (float(drive.steering_angle), float(drive.speed))))
-    speeds = []
-    for time, message in bag.messages(topics.odometry) if topics.odometry else ():
-        if not hasattr(message, "twist"):
-            raise _other_type(str(topics.odometry), message, "Odometry")
-        speeds.append((time, (float(message.twist.twist.linear.x),)))
-    images = []
-    if topics.image and target.camera is None:
-        target.dropped["images, since no camera is calibrated (--calibration)"] += 1
-    elif topics.image:
-        images = list(bag.messages(topics.image))
-    with_images = bool(topics.image) and target.camera is not None
-    return (
-        _series(commands),
-        _series(speeds) if topics.odometry else None,
-        _series(images) if with_images else None,
-    )
+            raise other_type(topic, message, "AckermannDriveStamped or AckermannDrive")
+        times.append(time)
+        values.extend((float(drive.steering_angle), float(drive.speed)))
+    return _Series.sorted(times, values, 2)
 
 
-def _series(rows: Sequence[tuple[int, Any]]) -> _Series:
-    ordered = sorted(rows, key=lambda row: row[0])
-    values = np.empty(len(ordered), object)
-    values[:] = [value for _, value in ordered]
-    return _Series(np.array([time for time, _ in ordered], np.int64), values)
-
-
-def _other_type(topic: str, message: Any, expected: str) -> UserError:
-    return UserError(
-        f"{topic} carries {type(message).__name__}, expected {expected}",
-        hint="name the right topic",
-    )
-
-
-def _points(message: Any, topic: str) -> np.ndarray:
-    """Return the points float32 [n, 4] of a PointCloud2 or a LaserScan."""
-    if hasattr(message, "ranges"):
-        ranges = np.asarray(message.ranges, np.float64)
-        angles = message.angle_min + message.angle_increment * np.arange(len(ranges))
-        strengths = np.asarray(message.intensities, np.float64)
-        return scan_points(
-            ranges,
-            angles,
-            float(message.range_max),
-            float(message.range_min),
-            strengths if len(strengths) == len(ranges) else None,
-        )
-    if not hasattr(message, "point_step"):
-        raise _other_type(topic, message, "PointCloud2 or LaserScan")
-    fields = {field.name: field for field in message.fields}
-    rows, columns = int(message.height), int(message.width)
-    step, row_step = int(message.point_step), int(message.row_step)
-    data = np.asarray(message.data, np.uint8)
-    fits = (
-        all(axis in fields and fields[axis].datatype in _POINT_TYPES for axis in "xyz")
-        and step * columns <= row_step
-        and row_step * rows <= len(data)
-    )
-    order = ">" if message.is_bigendian else "<"
-    chosen = [fields[name] for name in ("x", "y", "z", "intensity") if name in fields]
-    kinds = [np.dtype(order + _POINT_TYPES.get(each.datatype, "u1")) for each in chosen]
-    ends = [each.offset + kind.itemsize for each, kind in zip(chosen, kinds, strict=True)]
-    if not fits or any(end > step for end in ends):
-        raise UserError(
-            f"{topic}: a cloud of {rows} x {columns} points of {step} bytes does not fit its "
-            f"{len(data)} bytes or has no x, y, z",
-            hint="the recording is damaged, or of another kind of cloud",
-        )
-    table = data[: rows * row_step].reshape(rows, row_step)[:, : columns * step]
-    table = table.reshape(-1, step)
-    points = np.zeros((len(table), 4), np.float32)
-    for column, (each, kind) in enumerate(zip(chosen, kinds, strict=True)):
-        part = np.ascontiguousarray(table[:, each.offset : each.offset + kind.itemsize])
-        points[:, column] = part.view(kind)[:, 0]
-    return points
-
-
-def _image(message: Any, target: Target, topics: Topics) -> np.ndarray:
-    """Return the picture uint8 [h, w, 3] of a CompressedImage or an Image."""
-    data = np.asarray(message.data, np.uint8)
-    camera = target.camera
-    if hasattr(message, "format"):
-        try:
-            with Image.open(io.BytesIO(data.tobytes())) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(
-                f"{topics.image}: no picture that can be read ({error})",
-                hint="the recording is damaged",
-            ) from error
-    else:
-        channels = _CHANNELS.get(getattr(message, "encoding", ""))
-        if channels is None:
-            raise _other_type(str(topics.image), message, f"an image of {', '.join(_CHANNELS)}")
-        height, width, step = int(message.height), int(message.width), int(message.step)
-        if step < width * channels or len(data) < height * step:
-            raise UserError(f"{topics.image}: a picture that is cut short", hint="copy it again")
-        rows = data[: height * step].reshape(height, step)[:, : width * channels]
-        pixels = rows.reshape(height, width, channels)
-        pixels = pixels[..., ::-1] if message.encoding == "bgr8" else pixels
-        pixels = np.ascontiguousarray(np.broadcast_to(pixels, (height, width, 3)))
-    if camera is not None and pixels.shape[:2] != (camera.height, camera.width):
-        raise UserError(
-            f"{topics.image}: {pixels.shape[1]} x {pixels.shape[0]} pixels, the calibration says "
-            f"{camera.width} x {camera.height}",
-            hint="the camera's intrinsic holds for one size only",
-        )
-    return pixels
+def _speeds(bag: _Bag, topic: str | None) -> _Series | None:
+    """Read the speeds, [n, 1] (m/s)."""
+    if topic is None:
+        return None
+    times, values = array("q"), array("d")
+    for time, message in bag.messages(topic):
+        twist = getattr(getattr(message, "twist", None), "twist", None)
+        if twist is None:
+            raise other_type(topic, message, "Odometry")
+        times.append(time)
+        values.append(float(twist.linear.x))
+    return _Series.sorted(times, values, 1)
