@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loom.native.toolchain import chosen_level
+from loom.processors import usable_processors
 from loom.provenance import machine
 
 FOLDER = Path(__file__).parent
@@ -91,9 +92,8 @@ def described() -> str:
     import torch
 
     found = machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
-        f"{found['cpu']}, {cores} processors of this process, "
+        f"{found['cpu']}, {usable_processors()} processors of this process, "
         f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}, kernels for "
         f"{chosen_level()}, PyTorch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
     )

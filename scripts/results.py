@@ -6,7 +6,8 @@
 
 `experiments/THREAD.yaml` says what was asked, by which commands, and which figures of a run make
 the table. `record` keeps of each run its settings, last metrics and evaluation, without weights, in
-`experiments/records/EXPERIMENT/RUN.json`.
+`experiments/records/EXPERIMENT/RUN.json`. It names what is too long to be kept, and refuses the run
+if a table shows a part of that.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from loom.errors import UserError
 from loom.evaluation.statistics import Interval, mean_interval
 from loom.files import read_json, write_atomic
 from loom.runs import last_metrics
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS, RESULTS = ROOT / "experiments", ROOT / "docs" / "results.md"
 KEPT = ("evaluation/*.json", "laps.json", "report.json", "study.json")
-LONGEST_LIST, MOST_BYTES, DIGITS = 64, 150_000, 7
+LONGEST_LIST, MOST_BYTES, DIGITS = 64, 75_000, 7
 
 
 class Table(Config):
@@ -52,6 +53,13 @@ class Table(Config):
     columns: dict[str, str]
     mean_over: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _means_have_a_column(self) -> "Table":
+        unknown = [heading for heading in self.mean_over if heading not in self.columns]
+        if unknown:
+            raise ValueError(f"mean_over names no column: {', '.join(unknown)}")
+        return self
+
 
 class Experiment(Config):
     """A question, the commands that answer it, and how the answer is shown."""
@@ -71,31 +79,67 @@ def experiments(folder: Path = EXPERIMENTS) -> dict[str, Experiment]:
         for name, content in read_yaml(path).items():
             if name in found:
                 raise UserError(f"{path}: {name} is there twice", hint="give it another name")
-            found[name] = Experiment.model_validate({**content, "file": path.name}, strict=False)
+            if not isinstance(content, Mapping):
+                raise UserError(f"{path}: {name} is no mapping", hint="write `question: ...` below")
+            try:
+                entry = {**content, "file": path.name}
+                found[name] = Experiment.model_validate(entry, strict=False)
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(map(str, (name, *first["loc"])))
+                hint = "the keys are those of Experiment and Table in scripts/results.py"
+                raise UserError(f"{path}: {place}: {first['msg']}", hint=hint) from error
     return found
 
 
 # Records
 
 
-def record(name: str, runs: Iterable[Path], folder: Path = EXPERIMENTS) -> list[Path]:
+def record(
+    name: str,
+    runs: Iterable[Path],
+    folder: Path = EXPERIMENTS,
+    on_notice: Callable[[str], None] = lambda notice: None,
+) -> list[Path]:
     """Keep what runs measured; return the files.
 
     Args:
         name: An experiment.
         runs: Directories of runs, or of sweeps of them.
         folder: Of the experiments.
+        on_notice: Told of each run what is too long to be kept.
+
+    Raises:
+        UserError: No such experiment, no run, two runs of one name, or a figure of a table that is
+            too long to be kept; nothing has been written then.
     """
-    if name not in experiments(folder):
+    known = experiments(folder)
+    if name not in known:
         raise UserError(f"{name} is no experiment", hint=f"add it to {folder}/THREAD.yaml first")
-    written = []
-    listed = [run.resolve() for run in runs]
+    contents: dict[str, dict[str, Any]] = {}
+    listed = list(dict.fromkeys(run.resolve() for run in runs))
     for run in listed:
         alone = [each.name for each in listed].count(run.name) == 1
         own = run.name if alone else f"{run.parent.name}-{run.name}"  # CONDITION/seed-0
+        if own in contents:
+            raise UserError(f"{run}: another run is called {own}, too", hint="rename one of them")
+        whole = digest(run)
+        contents[own], left_out = _shortened(whole)
+        lost = _lost(known[name].tables, own, whole, contents[own])
+        if lost:
+            raise UserError(
+                f"{run}: {', '.join(left_out)} cannot be kept, but the table of {name} shows"
+                f" {', '.join(lost)} of it",
+                hint="let the run write these figures in a short file, or raise LONGEST_LIST or"
+                " MOST_BYTES of scripts/results.py",
+            )
+        if left_out:
+            on_notice(f"{own}: left out {', '.join(left_out)}")
+    written = []
+    for own, content in contents.items():
         place = folder / "records" / name / f"{own}.json"
         place.parent.mkdir(parents=True, exist_ok=True)
-        lines = [f'"{key}": {_json(value)}' for key, value in digest(run).items()]
+        lines = [f'"{key}": {_json(value)}' for key, value in content.items()]
         write_atomic(place, "{\n" + ",\n".join(lines) + "\n}\n")
         written.append(place)
     return written
@@ -105,10 +149,9 @@ def digest(run: Path) -> dict[str, Any]:
     """Return what a figure of a run depends on, and what the run measured."""
     facts = read_json(run / "run.json") if (run / "run.json").is_file() else {}
     files = {
-        str(path.relative_to(run)): kept
+        str(path.relative_to(run)): _plain(read_json(path))
         for pattern in KEPT
         for path in sorted(run.glob(pattern))
-        if len(_json(kept := _pruned(read_json(path)))) <= MOST_BYTES
     }
     if not files and not facts:
         raise UserError(f"{run}: neither a run nor results", hint="name the directory of a run")
@@ -123,18 +166,18 @@ def digest(run: Path) -> dict[str, Any]:
         "cpu": facts.get("cpu"),
         "commit": str(code["commit"])[:10] if code.get("commit") else None,
         "changed": bool(code.get("dirty")),
-        "config": _pruned(facts.get("config", {})),
-        "metrics": _pruned(last_metrics(run)) if (run / "metrics.jsonl").is_file() else {},
+        "config": _plain(facts.get("config", {})),
+        "metrics": _plain(last_metrics(run)) if (run / "metrics.jsonl").is_file() else {},
         "files": files,
     }
 
 
-def _pruned(value: Any) -> Any:
-    """Leave long lists out, round numbers, and cut the folders of one machine off paths."""
+def _plain(value: Any) -> Any:
+    """Round numbers, and cut the folders of one machine off paths."""
     if isinstance(value, Mapping):
-        return {key: _pruned(each) for key, each in value.items() if not _is_long(each)}
+        return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_pruned(each) for each in value]
+        return [_plain(each) for each in value]
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, str):
@@ -142,8 +185,56 @@ def _pruned(value: Any) -> Any:
     return value
 
 
+def _shortened(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return a digest without long lists and large files, and a word on each that is missing."""
+    left_out = [
+        f"{place} ({length} numbers or rows of at most {LONGEST_LIST})"
+        for place, length in dict(_long_lists(content)).items()
+    ]
+    kept: dict[str, Any] = _without_long_lists(content)
+    for file in list(kept["files"]):
+        size = len(_json(kept["files"][file]))
+        if size > MOST_BYTES:
+            left_out.append(f"{file} ({size / 1000:.0f} kB of at most {MOST_BYTES / 1000:.0f})")
+            del kept["files"][file]
+    return kept, left_out
+
+
+def _without_long_lists(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_long_lists(v) for k, v in value.items() if not _is_long(v)}
+    return [_without_long_lists(each) for each in value] if isinstance(value, list) else value
+
+
+def _long_lists(value: Any, place: str = "") -> Iterator[tuple[str, int]]:
+    """Yield place and length of each list that is left out; elements of one list share a place."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            below = f"{place}.{key}".removeprefix(".").removeprefix("files.")
+            if _is_long(each):
+                yield below, len(each)
+            else:
+                yield from _long_lists(each, below)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _long_lists(each, place)
+
+
 def _is_long(value: Any) -> bool:
     return isinstance(value, list) and len(value) > LONGEST_LIST
+
+
+def _lost(
+    tables: Iterable[Table], name: str, whole: Mapping[str, Any], kept: Mapping[str, Any]
+) -> list[str]:
+    """Return the columns that would show a run's figure if all of the run had been kept."""
+    lost = []
+    for table in tables:
+        shown, left = rows(table, {name: whole}), rows(table, {name: kept})
+        for index, heading in enumerate(table.columns):
+            if sum(bool(row[index]) for row in left) < sum(bool(row[index]) for row in shown):
+                lost.append(heading)
+    return list(dict.fromkeys(lost))
 
 
 def _json(value: Any) -> str:
@@ -249,8 +340,13 @@ nothing here is typed by hand, and a test compares. Means over seeds have Studen
 """
 
 
-def page(folder: Path = EXPERIMENTS) -> str:
-    """Return docs/results.md."""
+def page(folder: Path = EXPERIMENTS, on_notice: Callable[[str], None] = lambda notice: None) -> str:
+    """Return docs/results.md.
+
+    Args:
+        folder: Of the experiments.
+        on_notice: Told which columns show nothing because no record holds their figure.
+    """
     parts = [HEAD]
     for name, experiment in experiments(folder).items():
         paths = sorted((folder / "records" / name).glob("*.json"))
@@ -258,7 +354,12 @@ def page(folder: Path = EXPERIMENTS) -> str:
         if not records:
             continue
         parts.append(f"## {name}\n\n{experiment.question}\n")
-        parts += [_markdown(table, rows(table, records)) for table in experiment.tables]
+        for table in experiment.tables:
+            lines = rows(table, records)
+            parts.append(_markdown(table, lines))
+            for index, (heading, place) in enumerate(table.columns.items()):
+                if not any(line[index] for line in lines):
+                    on_notice(f"{name}: no record holds {heading} ({place})")
         parts.append(f"{experiment.note}\n" if experiment.note else "")
         parts.append(_origin(experiment, list(records.values())))
     return "\n".join(part for part in parts if part)
@@ -286,6 +387,10 @@ def _origin(experiment: Experiment, each: Sequence[Mapping[str, Any]]) -> str:
     return f"By these {commands}; {'; '.join(part for part in parts if part)}.\n"
 
 
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Keep results of runs and write docs/results.md.")
@@ -298,11 +403,14 @@ def main() -> None:
     given = parser.parse_args()
     try:
         if given.command == "record":
-            for path in record(given.name, given.runs):
+            for path in record(given.name, given.runs, on_notice=_note):
                 print(path.relative_to(ROOT))
+        written = page(on_notice=_note)
         if given.command == "check":
-            sys.exit(RESULTS.read_text(encoding="utf-8") != page())
-        write_atomic(RESULTS, page())
+            if RESULTS.read_text(encoding="utf-8") != written:
+                sys.exit("docs/results.md is not what the records say: scripts/results.py write")
+            return
+        write_atomic(RESULTS, written)
     except UserError as error:
         sys.exit(f"error: {error.message}\nhint: {error.hint}")
 

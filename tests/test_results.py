@@ -158,6 +158,59 @@ def test_a_record_leaves_long_lists_and_the_folders_of_a_machine_out(folder):
     assert "frames" not in content["files"]["evaluation/a.json"]
 
 
+def test_what_is_too_long_to_be_kept_is_named(folder):
+    run = run_of(folder, "s", 1.0)
+    large = run / "evaluation" / "large.json"
+    rows = [{"steps": list(range(65))}] * 64  # 64 rows are not too many, 65 steps are
+    large.write_text(json.dumps({"rows": rows, "frames": [0] * 70}))
+    heard: list[str] = []
+    results.record("agent", [run], folder, heard.append)
+    assert heard == [
+        "s: left out config.long (1000 numbers or rows of at most 64), "
+        "evaluation/a.json.frames (1000 numbers or rows of at most 64), "
+        "evaluation/large.json.rows.steps (65 numbers or rows of at most 64), "
+        "evaluation/large.json.frames (70 numbers or rows of at most 64)"
+    ]
+    large.write_text(json.dumps({"text": "y" * 100_000}))
+    (path,) = results.record("agent", [run], folder, heard.append)
+    assert heard[1].endswith(", evaluation/large.json (100 kB of at most 75)")
+    assert list(json.loads(path.read_text())["files"]) == ["evaluation/a.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"mean": 1.0, "rows": [], "text": "y" * 100_000}, {"mean": [1.0, 3.0] * 40}],
+    ids=["file", "list"],
+)
+def test_a_run_is_refused_if_a_table_shows_what_is_too_long_to_be_kept(folder, content):
+    run = run_of(folder, "s", 1.0)
+    (run / "evaluation" / "a.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"evaluation/a\.json.* cannot be kept, .* score of it"):
+        results.record("agent", [run_of(folder, "before", 1.0), run], folder)
+    assert not (folder / "records").exists()
+
+
+def test_two_runs_that_would_share_a_record_are_refused(folder):
+    runs = [run_of(folder, f"{group}/a/seed-0", 1.0) for group in ("old", "new")]
+    with pytest.raises(UserError, match="another run is called a-seed-0, too"):
+        results.record("agent", runs, folder)
+
+
+def test_a_column_that_no_record_fills_is_named_and_a_mean_over_no_column_is_refused(folder):
+    results.record("agent", [run_of(folder, "s", 1.0)], folder)
+    path = folder / "t.yaml"
+    text = path.read_text()
+    heard: list[str] = []
+    results.page(folder, heard.append)
+    assert heard == []
+    path.write_text(text.replace("a.json mean :.1f", "a.json means :.1f"))
+    results.page(folder, heard.append)
+    assert heard == ["agent: no record holds score (evaluation/a.json means :.1f)"]
+    path.write_text(text.replace("mean_over: [score]", "mean_over: [scores]"))
+    with pytest.raises(UserError, match=r"t\.yaml: agent\.tables\.0: .* no column: scores"):
+        results.page(folder)
+
+
 def test_runs_of_one_name_are_kept_apart_and_a_list_is_shown_as_its_mean(folder):
     path = folder / "t.yaml"
     path.write_text(path.read_text() + '    - columns: {seeds: "evaluation/a.json rows.0.deep"}\n')

@@ -1,14 +1,24 @@
 """A small data set for the tests, and a room whose geometry is known in closed form."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from coopcyl.data.depth import DepthSource
+from coopcyl.data.panoramas import PanoramaReader
+from coopcyl.data.samples import sample_of
 from coopcyl.data.synth.raycast import Boxes
 from coopcyl.data.synth.world import BUILDING, CAR, SynthVehicle, World
 from coopcyl.data.synth.write import SynthOptions, write_scenario, write_tree
+from coopcyl.data.tree import read_tree
 from coopcyl.geometry.carla import pose_from_cords
+from coopcyl.geometry.panorama import Panorama
+
+if TYPE_CHECKING:
+    from coopcyl.batches import SetBatch
 
 ROOM_HALF_M = (14.0, 9.0)
 SCREEN_X_M = (5.0, 5.4)
@@ -72,3 +82,21 @@ def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("small")
     write_tree(root, SMALL)
     return root
+
+
+@pytest.fixture(scope="session")
+def two_sets(small_root: Path) -> "Callable[[Panorama], SetBatch]":
+    """Return what makes a batch of two sets of two views on a panorama."""
+    from coopcyl.batches import collate
+
+    def of(panorama: Panorama) -> "SetBatch":
+        reader = PanoramaReader(panorama, DepthSource("npy"), 90.0)
+        frames = read_tree(small_root, "train").frames[:2]
+        return collate(
+            [
+                sample_of([reader.read(a) for a in frame.agents[:2]], np.random.default_rng(0))
+                for frame in frames
+            ]
+        )
+
+    return of

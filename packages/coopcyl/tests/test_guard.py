@@ -8,8 +8,10 @@ from pathlib import Path
 
 import coopcyl
 import pytest
+from coopcyl.cli import app
 from coopcyl.guard import PLACE, require_this_checkout
 from loom.errors import UserError
+from typer.testing import CliRunner
 
 PACKAGE = Path(coopcyl.__file__).parent
 
@@ -29,6 +31,17 @@ def test_another_checkout_is_refused_from_any_folder_inside(tmp_path):
         require_this_checkout(inside, PACKAGE)
     assert str(tmp_path) in error.value.message
     assert str(PACKAGE) in error.value.message
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "render", "parity"])
+def test_no_command_of_a_network_starts_in_another_checkout(tmp_path, monkeypatch, command):
+    (tmp_path / PLACE).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    run = [] if command == "train" else ["run"]
+    result = CliRunner().invoke(app, [command, *run])
+    assert result.exit_code == 2
+    assert f"this is the checkout {tmp_path}, but coopcyl is imported from" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["packages"]
 
 
 def test_a_shadow_package_on_the_path_does_not_train(tmp_path):

@@ -6,10 +6,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from coopcyl.batches import SetBatch, collate
+from coopcyl.batches import SetBatch
 from coopcyl.data.depth import DepthSource
 from coopcyl.data.panoramas import PanoramaReader
-from coopcyl.data.samples import sample_of
 from coopcyl.data.tree import read_tree
 from coopcyl.geometry.panorama import Panorama
 from coopcyl.geometry.view import central_targets
@@ -110,15 +109,8 @@ def model(installed) -> MapAnythingAdapter:
 
 
 @pytest.fixture(scope="module")
-def batch(small_root) -> SetBatch:
-    reader = PanoramaReader(PANORAMA, DepthSource("npy"), 90.0)
-    frames = read_tree(small_root, "train").frames[:2]
-    return collate(
-        [
-            sample_of([reader.read(a) for a in frame.agents[:2]], np.random.default_rng(0))
-            for frame in frames
-        ]
-    )
+def batch(two_sets) -> SetBatch:
+    return two_sets(PANORAMA)
 
 
 def test_views_are_sent_by_their_place_in_the_set_without_any_truth(batch):

@@ -5,11 +5,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from coopcyl.batches import SetBatch, collate
-from coopcyl.data.depth import DepthSource
-from coopcyl.data.panoramas import PanoramaReader
-from coopcyl.data.samples import sample_of
-from coopcyl.data.tree import read_tree
+from coopcyl.batches import SetBatch
 from coopcyl.geometry.panorama import Panorama
 from coopcyl.loss_options import OverallLossOptions
 from coopcyl.models.mapanything import OUTPUT_KEYS, MapAnythingAdapter, load_mapanything
@@ -53,15 +49,8 @@ def model() -> MapAnythingAdapter:
 
 
 @pytest.fixture(scope="module")
-def batch(small_root) -> SetBatch:
-    reader = PanoramaReader(PANORAMA, DepthSource("npy"), 90.0)
-    frames = read_tree(small_root, "train").frames[:2]
-    return collate(
-        [
-            sample_of([reader.read(a) for a in frame.agents[:2]], np.random.default_rng(0))
-            for frame in frames
-        ]
-    )
+def batch(two_sets) -> SetBatch:
+    return two_sets(PANORAMA)
 
 
 def test_it_takes_our_views_and_returns_what_we_read(model, batch):

@@ -94,14 +94,37 @@ def test_a_training_leaves_metres_beside_their_baselines(trained):
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_the_page_of_another_threads_run_or_of_no_run_is_not_touched(trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "other")
-    facts = tmp_path / "other" / "run.json"
+@pytest.fixture
+def of_another_thread(trained, tmp_path) -> Path:
+    """A run of pinpad, with settings that mean nothing here."""
+    other = Path(shutil.copytree(trained, tmp_path / "other"))
+    facts = other / "run.json"
     facts.write_text(facts.read_text().replace('"thread": "coopcyl"', '"thread": "pinpad"'))
-    (tmp_path / "other" / "report.html").write_text("its own")
+    (other / "config.yaml").write_text("env: {layout: four}\n")
+    return other
+
+
+@pytest.mark.parametrize("command", ["eval", "predict", "render", "parity"])
+def test_the_run_of_another_thread_is_refused_by_its_name(of_another_thread, command):
+    for path in (of_another_thread, max((of_another_thread / "checkpoints").glob("step_*"))):
+        result = CliRunner().invoke(app, [command, str(path)])
+        assert result.exit_code == 2
+        assert f"{of_another_thread} is a run of pinpad, not of coopcyl" in result.stderr
+        assert "coopcyl train" in result.stderr
+
+
+def test_the_run_of_another_thread_is_not_resumed(of_another_thread):
+    words = ["train", "--resume", "--run-dir", str(of_another_thread)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "is a run of pinpad, not of coopcyl" in result.stderr
+
+
+def test_the_page_of_another_threads_run_or_of_no_run_is_not_touched(of_another_thread, tmp_path):
+    (of_another_thread / "report.html").write_text("its own")
     with pytest.raises(UserError, match="is a run of pinpad"):
-        write_report(tmp_path / "other")
-    assert (tmp_path / "other" / "report.html").read_text() == "its own"
+        write_report(of_another_thread)
+    assert (of_another_thread / "report.html").read_text() == "its own"
     with pytest.raises(UserError, match="no run.s directory"):
         write_report(tmp_path)
 

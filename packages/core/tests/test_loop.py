@@ -1,10 +1,8 @@
 """The training loop: updates in closed form, guards, gates, phases, accumulation, precision."""
 
-import importlib.util
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,25 +16,9 @@ from loom.run import Run
 from loom.schedule import Constant
 from torch import nn
 
-TINY = Path(__file__).with_name("tiny_training.py")
-_spec = importlib.util.spec_from_file_location("tiny_training", TINY)
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)
+from packages.core.tests import tiny_training as tiny
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def rows_without_clock(directory):
-    return [
-        {k: v for k, v in row.items() if k != "time" and not k.startswith("perf/")}
-        for row in read_records(directory)
-    ]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # A straight line, whose updates are known in closed form ------------------------------------------

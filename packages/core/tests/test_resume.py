@@ -1,6 +1,5 @@
 """Resumes and stops: a run that is interrupted at any moment ends as if it had not been."""
 
-import importlib.util
 import os
 import random
 import signal
@@ -20,18 +19,12 @@ from loom.schedule import Constant
 from loom.signals import StopSignals
 from torch import nn
 
-TINY = Path(__file__).with_name("tiny_training.py")
-_spec = importlib.util.spec_from_file_location("tiny_training", TINY)
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)
+from packages.core.tests import tiny_training as tiny
+
+TINY = Path(tiny.__file__)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows_without_clock(directory):

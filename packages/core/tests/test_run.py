@@ -1,10 +1,8 @@
 import errno
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from loom import provenance, run_directory
@@ -15,39 +13,7 @@ from loom.progress import read_status
 from loom.record import read_records
 from loom.run import Run
 
-
-class Train(Config):
-    max_steps: int = 50_000
-    lr: float = 5e-4
-
-
-class Settings(Config):
-    seed: int = 2025
-    train: Train = Train()
-
-    free_on_resume: ClassVar = frozenset({"train.max_steps"})
-
-
-def opened(directory, **options) -> Run[Settings]:
-    return Run.open("featdistill", Settings, directory=directory, quiet=True, **options)
-
-
-def facts(directory: Path) -> dict:
-    return json.loads((directory / "run.json").read_text(encoding="utf-8"))
-
-
-def digest(directory: Path) -> dict[str, bytes]:
-    files = (p for p in directory.rglob("*") if p.is_file())
-    return {str(p.relative_to(directory)): p.read_bytes() for p in files}
-
-
-@pytest.fixture
-def finished(tmp_path) -> Path:
-    directory = tmp_path / "runs" / "lego"
-    with opened(directory) as run:
-        for step in (0, 50, 100):
-            run.record(step, {"loss/total": 1.0 - step / 200})
-    return directory
+from packages.core.tests.small_run import Settings, digest, facts, opened
 
 
 def test_a_directory_with_another_run_is_refused_and_left_as_it_is(finished):

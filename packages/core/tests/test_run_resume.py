@@ -3,8 +3,6 @@
 import hashlib
 import json
 import math
-from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from loom import provenance, run_directory
@@ -13,39 +11,7 @@ from loom.errors import UserError
 from loom.record import read_records
 from loom.run import Run
 
-
-class Train(Config):
-    max_steps: int = 50_000
-    lr: float = 5e-4
-
-
-class Settings(Config):
-    seed: int = 2025
-    train: Train = Train()
-
-    free_on_resume: ClassVar = frozenset({"train.max_steps"})
-
-
-def opened(directory: Path, **options) -> Run[Settings]:
-    return Run.open("featdistill", Settings, directory=directory, quiet=True, **options)
-
-
-def facts(directory: Path) -> dict:
-    return json.loads((directory / "run.json").read_text(encoding="utf-8"))
-
-
-def digest(directory: Path) -> dict[str, bytes]:
-    files = (p for p in directory.rglob("*") if p.is_file())
-    return {str(p.relative_to(directory)): p.read_bytes() for p in files}
-
-
-@pytest.fixture
-def finished(tmp_path) -> Path:
-    directory = tmp_path / "runs" / "lego"
-    with opened(directory) as run:
-        for step in (0, 50, 100):
-            run.record(step, {"loss/total": 1.0 - step / 200})
-    return directory
+from packages.core.tests.small_run import Settings, Train, digest, facts, opened
 
 
 def test_resume_goes_on_and_forgets_what_came_after_the_checkpoint(finished):
@@ -216,6 +182,21 @@ def test_a_resume_without_the_settings_of_its_run_never_takes_the_defaults(tmp_p
         run_directory.settings_of(None, directory, resume=True)
     with pytest.raises(UserError, match=message):
         opened(directory, resume=True)
+
+
+def test_a_resume_names_the_thread_of_another_threads_run(finished):
+    assert run_directory.settings_of(None, finished, resume=True, thread="featdistill")
+    with pytest.raises(UserError, match="is a run of featdistill, not of coopcyl"):
+        run_directory.settings_of(None, finished, resume=True, thread="coopcyl")
+    with pytest.raises(UserError, match="is a run of featdistill, not of coopcyl"):
+        Run.open("coopcyl", Settings, directory=finished, resume=True, quiet=True)
+
+
+@pytest.mark.parametrize("facts", [None, "not JSON", "[]", "{}"])
+def test_a_directory_that_does_not_say_whose_run_it_is_passes_as_anyones(tmp_path, facts):
+    if facts is not None:
+        (tmp_path / "run.json").write_text(facts)
+    run_directory.require_thread(tmp_path, "coopcyl")
 
 
 def test_settings_come_from_the_named_file_or_on_a_resume_from_the_run(finished, tmp_path):

@@ -257,6 +257,66 @@ def test_the_index_links_every_run_and_keeps_the_reports_of_the_threads(tmp_path
     assert runner.invoke(app, ["report", "--all", str(tmp_path / "empty")]).exit_code == 2
 
 
+def record_value(run: Path, step: int, value: float) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "time": 0.0, "metric/score": value}) + "\n")
+
+
+def age(path: Path, seconds: float) -> None:
+    """Make a file that much older."""
+    stamp = path.stat().st_mtime - seconds
+    os.utime(path, (stamp, stamp))
+
+
+def test_the_index_renews_the_standard_page_of_a_run_that_has_gone_on(tmp_path):
+    run = write_run(tmp_path / "a")
+    record_value(run, 1, 0.125)
+    page = run / "report.html"
+    write_index(tmp_path)
+    assert "0.125" in page.read_text()
+    for path in run.iterdir():
+        age(path, 60)
+    record_value(run, 2, 0.875)
+    write_index(tmp_path)
+    assert "0.875" in page.read_text()
+
+
+def test_the_index_renews_the_standard_page_of_a_run_that_died_since(tmp_path):
+    run = write_run(tmp_path / "a")
+    write_index(tmp_path)
+    assert "This run died" not in (run / "report.html").read_text()
+    status = json.loads((run / "status.json").read_text())
+    write_json(run / "status.json", {**status, "heartbeat": time.time() - 3600})
+    age(run / "status.json", 3600)  # nothing has been written since the page
+    write_index(tmp_path)
+    assert "This run died" in (run / "report.html").read_text()
+
+
+def test_the_index_leaves_a_page_that_is_up_to_date_as_it_is(tmp_path, monkeypatch):
+    for index in range(3):
+        record_value(write_run(tmp_path / f"{index}", state="finished"), 1, 1.0)
+    write_index(tmp_path)
+    for path in tmp_path.glob("*/*"):
+        if path.name != "report.html":
+            age(path, 60)
+    written = []
+    monkeypatch.setattr(Report, "write", lambda report, path: written.append(path.name) or path)
+    write_index(tmp_path)
+    assert written == ["index.html"]
+
+
+def test_the_index_keeps_a_threads_own_page_and_says_that_the_run_went_on(tmp_path):
+    run = write_run(tmp_path / "demo" / "a")
+    (run / "report.html").write_text("the thread's own")
+    assert "older than the records" not in write_index(tmp_path).read_text()
+    age(run / "report.html", 60)
+    assert "older than the records" not in write_index(tmp_path).read_text()
+    record_value(run, 2, 0.875)
+    page = write_index(tmp_path).read_text()
+    assert "The reports of a are older than the records" in page
+    assert (run / "report.html").read_text() == "the thread's own"
+
+
 @pytest.mark.parametrize("command", ["report", "watch"])
 def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path, command):
     (tmp_path / "thesis.tex").write_text("x")

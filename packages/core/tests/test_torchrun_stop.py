@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -16,12 +15,11 @@ from pathlib import Path
 import pytest
 from loom.checkpoint import Checkpoints
 
+from packages.core.tests import tiny_training as tiny
+
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
-TINY = Path(__file__).with_name("tiny_training.py")
-_spec = importlib.util.spec_from_file_location("tiny_training", TINY)
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)
+TINY = Path(tiny.__file__)
 PAUSE_S = 1.5  # a step is longer than the second within which two signals are the same one
 
 

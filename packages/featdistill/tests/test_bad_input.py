@@ -206,11 +206,34 @@ def test_a_checkpoint_of_another_configuration_is_refused(run, refused, tmp_path
     )
 
 
-def test_the_run_of_a_teacher_or_of_another_thread_is_named_as_such(run, refused):
+OF_A_RUN = (
+    ("view",),
+    ("render", "--checkpoint"),
+    ("eval", "run"),
+    ("gate",),
+    ("diagnose",),
+    ("train", "--resume", "--run-dir"),
+    ("teacher", "fit", "--resume", "--run-dir"),
+    ("report",),
+)
+
+
+@pytest.mark.parametrize("words", OF_A_RUN, ids=" ".join)
+def test_the_run_of_another_thread_is_named_as_such(run, refused, words):
     edit(run / "run.json", lambda record: record.update(thread="coopcyl"))
-    refused("view", run, words=(f"{run} is a run of coopcyl",))
+    (run / "config.yaml").write_text("panorama: {width: 1008}\n", encoding="utf-8")
+    refused(*words, run, words=(f"{run} is a run of coopcyl, not of featdistill",))
+
+
+@pytest.mark.parametrize("words", OF_A_RUN[:-2], ids=" ".join)
+def test_the_run_of_a_teacher_is_named_as_such(run, refused, words):
     (run / "config.yaml").write_text(to_yaml(TeacherConfig()), encoding="utf-8")
-    refused("render", "--checkpoint", run, words=(f"{run} is the run of a teacher",))
+    refused(*words, run, words=(f"{run} is the run of a teacher, not of a student",))
+
+
+def test_the_run_of_a_student_is_named_where_a_teacher_goes_on(run, refused):
+    words = (f"{run} is the run of a student, not of a teacher", "featdistill train --resume")
+    refused("teacher", "fit", "--resume", "--run-dir", run, words=words)
 
 
 def test_a_damaged_checkpoint_is_refused(run, refused):

@@ -7,14 +7,20 @@ import pytest
 import torch
 from featdistill.cameras import Cameras, orbit_poses
 from featdistill.data.nerf_synthetic import Views, write_views
-from featdistill.data.ply import read_ply
+from featdistill.data.ply import read_ply, write_ply
 from featdistill.gaussians import Gaussians
 from featdistill.models.gaussian_model import GROUPS, GaussianModel
 from featdistill.models.raster import render
 from featdistill.models.relocation import relocate, shared_opacity_and_scale
 from featdistill.models.visual_hull import visual_hull
 from featdistill.structural_similarity import structural_similarity
-from featdistill.teacher import TargetSampler, TeacherLoss, fit_teacher, start_gaussians
+from featdistill.teacher import (
+    TargetSampler,
+    TeacherLoss,
+    fit_teacher,
+    go_on_from,
+    start_gaussians,
+)
 from featdistill.teacher_config import TeacherConfig
 from loom.config import resolve
 from loom.errors import UserError
@@ -239,6 +245,42 @@ def test_gaussians_that_wait_are_placed_evenly_until_the_share_named_grown(ball_
     assert waiting[60] == waiting[100] == 0
     assert waiting == sorted(waiting, reverse=True)
     assert config(ball_folder).config.waiting_at(0) == 0
+
+
+def test_a_fit_that_goes_on_from_a_model_begins_with_its_pictures(tmp_path):
+    views = ball_views(2)
+    model = start_gaussians(TeacherConfig(gaussians=100), views, np.random.default_rng(0))
+    write_ply(tmp_path / "point_cloud.ply", model)
+    more = go_on_from(tmp_path, 250)
+    assert len(more) == 250
+    for name, kept in zip(GROUPS[:4], model.tensors(), strict=False):
+        torch.testing.assert_close(getattr(more, name)[:100], kept, rtol=0, atol=0)
+    before, now = (render(each, views.cameras[0]).rgb for each in (model, more))
+    torch.testing.assert_close(now, before, rtol=0, atol=0)
+
+
+def test_a_fit_goes_on_from_a_run_and_places_the_gaussians_beyond_its_own(ball_folder, tmp_path):
+    _, first = fitted(ball_folder, tmp_path / "first", "train.max_steps=60")
+    gentle = (f"start.model={tmp_path / 'first'}", "train.lr.scale=0.1", "train.max_steps=40")
+    placing = ("gaussians=400", "relocation.interval=10")
+    gaussians, result = fitted(ball_folder, tmp_path / "second", *gentle, *placing)
+    assert (gaussians.opacities > 0.005).sum() > 390
+    assert result.metrics["metric/psnr_db"] > first.metrics["metric/psnr_db"]
+
+
+def test_a_model_of_more_gaussians_than_asked_for_is_refused(tmp_path):
+    views = ball_views(2)
+    model = start_gaussians(TeacherConfig(gaussians=100), views, np.random.default_rng(0))
+    write_ply(tmp_path / "point_cloud.ply", model)
+    with pytest.raises(UserError, match="100 gaussians, more than gaussians=99"):
+        go_on_from(tmp_path, 99)
+
+
+def test_the_scale_of_the_learning_rates_holds_for_every_group_and_step():
+    whole, tenth = (TeacherConfig(train={"lr": {"scale": s}}).train for s in (1.0, 0.1))
+    for step in (0, 1_000, 4_999):
+        expected = {name: rate / 10 for name, rate in whole.lr_at(step).items()}
+        assert tenth.lr_at(step) == pytest.approx(expected)
 
 
 def test_stages_that_make_no_sense_are_refused(ball_folder, tmp_path):

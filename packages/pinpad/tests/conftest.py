@@ -166,7 +166,7 @@ def one_thread():
 
 
 @pytest.fixture
-def sweep_here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch):
     """An empty working directory, and a stand-in for what a sweep starts."""
     from loom.doctor import Finding
     from pinpad.sweep import execute, plan

@@ -15,28 +15,18 @@ from loom import processes
 from loom.config import resolve
 from loom.doctor import Finding
 from loom.errors import UserError
-from pinpad.cli import app
 from pinpad.data.collect import collect
 from pinpad.data.players import parse_mix
-from pinpad.sweep import command, execute, plan, report
+from pinpad.sweep import execute, plan, report
 from pinpad.sweep.conditions import BOUNDARY4
 from pinpad.sweep.plan import SweepSettings, jobs, members
 from pinpad.sweep.state import read_sweep
 from pinpad.sweep.status_file import read_status_file
 from pinpad.train_config import TrainConfig
-from typer.testing import CliRunner
+
+from packages.pinpad.tests.sweep_command import SMALL, pinpad
 
 STUB = Path(__file__).with_name("stub_pinpad.py")
-SMALL = ("prefill=40", "time_limit=20")
-
-
-@pytest.fixture
-def here(sweep_here):
-    return sweep_here
-
-
-def pinpad(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def conditions(path, *names):
@@ -435,7 +425,6 @@ def test_a_sweep_says_how_short_it_is_where_nothing_is_asked(here, monkeypatch):
     monkeypatch.setattr(execute, "run_sweep", lambda settings, root, **options: True)
     done = pinpad("sweep")
     assert "short by default (wm_only=true updates=" in done.output
-    assert command._processors() >= 1
 
 
 def test_the_demo_is_a_sweep_of_two_models_in_a_log_root_of_its_own(here):

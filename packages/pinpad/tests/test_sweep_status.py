@@ -9,23 +9,12 @@ import time
 
 import pytest
 from loom.errors import UserError
-from pinpad.cli import app
 from pinpad.sweep import execute, monitor, status_file
 from pinpad.sweep.plan import SweepSettings
 from pinpad.sweep.state import read_sweep
 from pinpad.sweep.status_file import read_status_file, write_status_file
-from typer.testing import CliRunner
 
-SMALL = ("prefill=40", "time_limit=20")
-
-
-@pytest.fixture
-def here(sweep_here):
-    return sweep_here
-
-
-def pinpad(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+from packages.pinpad.tests.sweep_command import SMALL, pinpad
 
 
 def test_a_reader_never_sees_half_a_status_file(here):

@@ -8,6 +8,7 @@ from loom.checkpoint import Checkpoints, newest_folder
 from loom.config import resolve
 from loom.device import choose_device
 from loom.files import sha256_file
+from loom.run_directory import require_thread
 
 from coopcyl.models.predict import Network
 from coopcyl.train import new_model
@@ -39,13 +40,14 @@ def restore_model(path: Path) -> Restored:
         path: A run directory, its `checkpoints/`, or one checkpoint.
 
     Raises:
-        UserError: There is no intact checkpoint.
+        UserError: There is no intact checkpoint, or it is one of another thread.
     """
     folder = newest_folder(path)
     checkpoints = Checkpoints(folder.parent)
     if folder != path:
         folder = checkpoints.best() or folder
     run = folder.parent.parent
+    require_thread(run, "coopcyl", hint="give a run of `coopcyl train`")
     config = resolve(TrainConfig, run / "config.yaml").config
     loaded = checkpoints.load(folder)
     model = new_model(config, torch.Generator())

@@ -41,7 +41,7 @@ def run_training(
 ) -> Path:
     """Train, judge the result, write the page; return the run directory."""
     require_this_checkout(Path.cwd(), Path(__file__).parent)
-    source = settings_of(source, directory, resume=resume)
+    source = settings_of(source, directory, resume=resume, thread="coopcyl")
     resolved = resolve(TrainConfig, source, overrides, groups=groups_of(source), flags=flags)
     last: list[Evaluation] = []
     run: Run[TrainConfig] | None = None

@@ -130,15 +130,14 @@ def report(
 ) -> None:
     """Write a run's report, one HTML file that needs nothing else, or the index of all runs."""
     from loom.report_index import write_index
-    from loom.report_run import run_report
-    from loom.run_directory import REPORT_FILE
+    from loom.report_run import write_standard_page
     from loom.runs import require_run
 
     if every:
         typer.echo(write_index(run, output))
         return
     require_run(run, hint="`loom report --all` takes a folder of runs")
-    typer.echo(run_report(run).write(output or run / REPORT_FILE))
+    typer.echo(write_standard_page(run, output))
 
 
 @app.command()

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from loom.errors import UserError
+from loom.processors import usable_processors
 
 OBJECT_STORE_BYTES = 80 << 20  # nothing travels through it; Ray asks for 75 MB at least
 AGE_S = 1.0
@@ -69,7 +70,7 @@ def connect(address: str | None, slots: int | None) -> None:
     try:
         ray.init(
             "local",
-            num_cpus=slots or _processors(),
+            num_cpus=slots or usable_processors(),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             **options,
@@ -102,12 +103,6 @@ def import_ray() -> ModuleType:
             hint="uv pip install 'loom-core[ray]' on every machine, or use `sbatch` or `local`",
         ) from error
     return ray
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def first_line(error: Exception) -> str:

@@ -28,6 +28,7 @@ from loom.config import (
 )
 from loom.errors import UserError
 from loom.files import sha256_file
+from loom.processors import usable_processors
 from loom.record import json_safe
 
 _CORE = "loom"
@@ -153,7 +154,7 @@ def machine() -> dict[str, Any]:
         "host": socket.gethostname(),
         "cpu": _proc_value(Path("/proc/cpuinfo"), "model name") or platform.processor() or None,
         "device": _accelerators() or "cpu",
-        "threads": int(threads) if threads.isdecimal() else _usable_cores(),
+        "threads": int(threads) if threads.isdecimal() else usable_processors(),
     }
 
 
@@ -242,9 +243,3 @@ def _proc_value(file: Path, key: str) -> str | None:
         return None
     pairs = (line.split(":", 1) for line in lines if ":" in line)
     return next((value.strip() for name, value in pairs if name.strip() == key), None)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -63,11 +63,16 @@ class GateRow(Protocol):
 
 
 class Report:
-    """A page that grows downwards: each method adds one block and returns the report."""
+    """A page that grows downwards: each method adds one block and returns the report.
+
+    Attributes:
+        marks: Name -> what a program may read of the page, in its head.
+    """
 
     def __init__(self, title: str, subtitle: str = "") -> None:
         self.title = title
         self.subtitle = subtitle
+        self.marks: dict[str, str] = {}
         self._blocks: list[str] = []
 
     def heading(self, text: str) -> "Report":
@@ -186,9 +191,13 @@ class Report:
             files("loom").joinpath(name).read_text(encoding="utf-8")
             for name in ("report.css", "report.js")
         )
+        marks = "".join(
+            f'<meta name="{escape(name)}" content="{escape(content)}">'
+            for name, content in self.marks.items()
+        )
         subtitle = f'<p class="subtitle">{escape(self.subtitle)}</p>' if self.subtitle else ""
         return (
-            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{marks}'
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{escape(self.title)}</title>\n<style>\n{style}</style></head>\n<body><main>\n"

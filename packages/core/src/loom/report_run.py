@@ -15,7 +15,11 @@ from loom.progress import STATUS_FILE, read_status
 from loom.record import METRICS_FILE, Row, read_records
 from loom.report import Cell, Report
 from loom.report_curves import Curves
-from loom.run_directory import GATES_FILE, RUN_FILE
+from loom.run_directory import GATES_FILE, REPORT_FILE, RUN_FILE, require_thread
+from loom.runs import summary
+
+STATE_MARK = "loom-run-state"
+"""In the head of a page that holds nothing of a thread: the state in which it shows the run."""
 
 _METRIC, _BASELINE = "metric/", "baseline/"
 _ENDS = {
@@ -52,12 +56,10 @@ def run_report(
         raise UserError(f"{directory}: there is no such run", hint="`loom runs` lists the runs")
     if not any((directory / name).is_file() for name in (RUN_FILE, STATUS_FILE, METRICS_FILE)):
         raise UserError(f"{directory} is no run's directory", hint="`loom runs` lists the runs")
+    if thread is not None:
+        require_thread(directory, thread, hint="its own thread has a `report`, too")
     damaged: list[str] = []
     run = _read(damaged, RUN_FILE, dict, lambda: dict(read_json(directory / RUN_FILE)))
-    if thread is not None and run.get("thread", thread) != thread:
-        raise UserError(
-            f"{directory} is a run of {run['thread']}", hint="its own thread has a `report`, too"
-        )
     status = _read(damaged, STATUS_FILE, dict, lambda: dict(read_status(directory)))
     rows = _read(damaged, METRICS_FILE, list, lambda: read_records(directory))
     gates = _read(damaged, GATES_FILE, list, lambda: _gates(directory / GATES_FILE))
@@ -79,6 +81,19 @@ def run_report(
     if run:
         report.heading("Where it ran").facts(_machine(run))
     return report
+
+
+def write_standard_page(directory: Path, output: Path | None = None) -> Path:
+    """Write the page of a run without its thread's sections, by default in its directory.
+
+    The page is marked as such, so that `loom report --all` may renew it.
+
+    Raises:
+        UserError: There is no such directory, it holds no run, or the disk refuses.
+    """
+    report = run_report(directory)
+    report.marks[STATE_MARK] = summary(directory).state
+    return report.write(output if output is not None else directory / REPORT_FILE)
 
 
 def _read(damaged: list[str], name: str, empty: Callable[[], T], read: Callable[[], T]) -> T:

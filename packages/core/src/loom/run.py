@@ -24,7 +24,7 @@ from loom.errors import GateMissed, UserError
 from loom.files import append_line, read_json, write_atomic, write_json
 from loom.progress import Heartbeat, Progress, write_text
 from loom.record import Records, read_records, storable
-from loom.run_directory import CONFIG_FILE, REPORT_FILE, RUN_FILE
+from loom.run_directory import CONFIG_FILE, RUN_FILE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +111,7 @@ class Run(Generic[C]):
                 hint="name the run's directory",
             )
         if not isinstance(source, Resolved):
-            source = run_directory.settings_of(source, directory, resume=resume)
+            source = run_directory.settings_of(source, directory, resume=resume, thread=thread)
         resolved = source if isinstance(source, Resolved) else resolve(model, source, overrides)
         if directory is None:
             directory = run_directory.choose(RUNS / thread, _name(resolved, thread), resume=resume)
@@ -304,10 +304,10 @@ class Run(Generic[C]):
 
     def _leave_page(self) -> None:
         """Write the standard page of a run whose thread will not come to its own."""
-        from loom.report_run import run_report
+        from loom.report_run import write_standard_page
 
         try:
-            run_report(self.dir).write(self.dir / REPORT_FILE)
+            write_standard_page(self.dir)
         except Exception as error:  # must not hide the gate
             self._log(f"[run] no page: {type(error).__name__}: {error}")
 

@@ -52,23 +52,45 @@ def choose(root: Path, name: str, *, resume: bool) -> Path:
     return numbered[max(numbered)]
 
 
-def settings_of(source: Path | None, directory: Path | None, *, resume: bool) -> Path | None:
+def require_thread(
+    directory: Path, thread: str, hint: str = "`loom runs` says which thread each run is of"
+) -> None:
+    """Refuse the run of another thread; a directory that does not say whose it is passes.
+
+    Raises:
+        UserError: it is a run of another thread, whose settings and weights mean nothing here.
+    """
+    try:
+        facts = read_json(directory / RUN_FILE)
+    except UserError:
+        return
+    whose = facts.get("thread", thread) if isinstance(facts, dict) else thread
+    if whose != thread:
+        raise UserError(f"{directory} is a run of {whose}, not of {thread}", hint=hint)
+
+
+def settings_of(
+    source: Path | None, directory: Path | None, *, resume: bool, thread: str | None = None
+) -> Path | None:
     """Return the file a command takes its settings from.
 
     Args:
         source: the one that was named; it is taken as it is.
         directory: the run's, where it was named.
         resume: a resume without a source takes the settings of the run.
+        thread: whose run it has to be; any if None.
 
     Returns:
         A settings file, or None for the defaults.
 
     Raises:
-        UserError: there is no run, or it ended so early that its settings are not known: they need
-            not have been the defaults.
+        UserError: there is no run, it is of another thread, or it ended so early that its settings
+            are not known: they need not have been the defaults.
     """
     if not resume or source is not None or directory is None:
         return source
+    if thread is not None:
+        require_thread(directory, thread)
     if (directory / CONFIG_FILE).is_file():
         return directory / CONFIG_FILE
     _require_folder(directory)

@@ -19,7 +19,10 @@ SceneOption = Annotated[
     Path | None,
     typer.Option(help="NeRF-synthetic folder; without one: the embedded brick model."),
 ]
-WidthOption = Annotated[int | None, typer.Option(min=8, help="Image width in pixels.")]
+SceneArgument = Annotated[Path, typer.Argument(help="NeRF-synthetic folder.")]
+TeacherArgument = Annotated[Path, typer.Argument(help="point_cloud.ply, or a teacher run.")]
+_WIDTH = typer.Option(min=8, help="Image width in pixels.")
+WidthOption = Annotated[int | None, _WIDTH]
 
 
 @scene.command("synth")
@@ -41,9 +44,9 @@ def scene_synth(
 
 @scene.command("import")
 def scene_import(
-    source: Annotated[Path, typer.Argument(help="NeRF-synthetic folder.")],
+    source: SceneArgument,
     folder: Annotated[Path, typer.Argument(help="Where to write the copy.")],
-    width: Annotated[int, typer.Option(min=8, help="Image width in pixels.")],
+    width: Annotated[int, _WIDTH],
 ) -> None:
     """Copy a scene at a smaller width, filtered over premultiplied colours."""
     from featdistill.scenes import import_scene
@@ -53,7 +56,7 @@ def scene_import(
 
 @scene.command("info")
 def scene_info(
-    folder: Annotated[Path, typer.Argument(help="NeRF-synthetic folder.")],
+    folder: SceneArgument,
     width: WidthOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -91,7 +94,7 @@ def teacher_fit(
 
 @teacher.command("render")
 def teacher_render(
-    teacher: Annotated[Path, typer.Argument(help="point_cloud.ply, or a teacher run.")],
+    teacher: TeacherArgument,
     cameras: Annotated[Path, typer.Option(help="transforms_*.json of the views.")],
     output_dir: Annotated[Path, typer.Option(help="Render folder.")],
     width: WidthOption = None,
@@ -122,7 +125,7 @@ def teacher_export(
 
 @teacher.command("info")
 def teacher_info(
-    teacher: Annotated[Path, typer.Argument(help="point_cloud.ply, or a teacher run.")],
+    teacher: TeacherArgument,
     as_json: JsonOption = False,
 ) -> None:
     """Say what is in a 3DGS file."""

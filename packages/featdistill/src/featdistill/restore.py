@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from loom.checkpoint import Checkpoints, newest_folder
 from loom.config import differences, plain, read_yaml, resolve
 from loom.errors import UserError
-from loom.files import read_json, sha256_file
+from loom.files import sha256_file
+from loom.run_directory import require_thread
 
 from featdistill.config import TrainConfig
 from featdistill.models.student import Student
 
 BELONGING = ("student", "feature_pipeline")
 """Sections that a checkpoint cannot be read without."""
+
+Kind = Literal["student", "teacher"]
+_COMMANDS: dict[Kind, str] = {
+    "student": "`featdistill train --resume` goes on with it, `featdistill view` looks at it",
+    "teacher": "`featdistill teacher fit --resume` goes on with it, `featdistill teacher info` and "
+    "`featdistill teacher render` look at it",
+}
 
 
 class Restored(NamedTuple):
@@ -46,7 +54,7 @@ def restore_student(path: Path, config: Path | None = None) -> Restored:
     """
     folder = newest_folder(path)
     run = folder.parent.parent
-    _require_student(run)
+    require_kind(run, "student")
     own = resolve(TrainConfig, run / "config.yaml").config
     if config is not None:
         _require_same(own, resolve(TrainConfig, config).config, config, folder)
@@ -55,18 +63,17 @@ def restore_student(path: Path, config: Path | None = None) -> Restored:
     return Restored(Student.from_state(own.student, state), own, loaded.step, run, folder)
 
 
-def _require_student(run: Path) -> None:
-    """Refuse the run of a teacher or of another thread, which its configuration gives away."""
-    content = read_yaml(run / "config.yaml")
-    if "gaussians" in content:
-        raise UserError(
-            f"{run} is the run of a teacher, not of a student",
-            hint="`featdistill teacher info` and `featdistill teacher render` look at a teacher",
-        )
-    record = run / "run.json"
-    thread = read_json(record).get("thread") if record.is_file() else "featdistill"
-    if thread != "featdistill":
-        raise UserError(f"{run} is a run of {thread}", hint="give a run of `featdistill train`")
+def require_kind(run: Path, kind: Kind) -> None:
+    """Refuse the run of another thread, or of the other kind: its settings are not those asked for.
+
+    A folder without a configuration passes: it has nothing that could be mistaken.
+    """
+    require_thread(run, "featdistill")
+    if not (run / "config.yaml").is_file():
+        return
+    found: Kind = "teacher" if "gaussians" in read_yaml(run / "config.yaml") else "student"
+    if found != kind:
+        raise UserError(f"{run} is the run of a {found}, not of a {kind}", hint=_COMMANDS[found])
 
 
 def _require_same(own: TrainConfig, given: TrainConfig, path: Path, folder: Path) -> None:

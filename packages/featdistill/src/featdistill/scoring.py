@@ -31,6 +31,7 @@ from featdistill.assess import (
 from featdistill.config import TrainConfig
 from featdistill.diagnose import diagnose_folders
 from featdistill.evaluate import compare, pipeline
+from featdistill.restore import require_kind
 from featdistill.teacher_views import teacher_of
 
 GATE_MISSED = 3
@@ -121,6 +122,7 @@ def gate_code(path: Path, *, as_json: bool = False) -> int:
         as_json: Whether to print JSON.
     """
     if path.is_dir():
+        require_kind(path, "student")
         results = read_results(path)
         if STUDENT_TEACHER not in results:
             raise UserError(f"{path} was not judged yet", hint=f"`featdistill eval run {path}`")
@@ -174,6 +176,7 @@ def _pictures_of(run: Path) -> tuple[Path, Path | None]:
     """Return a folder's renders and references: the last judgement's, or those left at a stop."""
     if not (run / "run.json").is_file():
         return run, None
+    require_kind(run, "student")
     renders = newest_renders(run)
     if renders is not None:
         return renders, run / "teacher"

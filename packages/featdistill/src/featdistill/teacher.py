@@ -1,23 +1,26 @@
 """Fit a 3D Gaussian Splatting teacher to the posed images of a scene.
 
-The gaussians start on the visual hull of the silhouettes, as many as the configuration says, and
-their number stays: gaussians that have become invisible, or that `start.share` held back, are moved
-onto others (relocation.py). Each step renders one training view, at first on smaller images where
-`train.coarse` says so. The images are compared over random backgrounds, which alone tells
-white from empty: the square error in its closed-form expectation, the absolute error and the SSIM
-term over one drawn colour. Learning rates, backgrounds and relocations are pure functions of the
-seed and the step, so a resumed fit repeats an uninterrupted one bit for bit.
+The gaussians start on the visual hull of the silhouettes, or as another model has them
+(`start.model`), as many as the configuration says, and their number stays: gaussians that have
+become invisible, or that `start.share` held back, are moved onto others (relocation.py). Each step
+renders one training view, at first on smaller images where `train.coarse` says so.
+The images are compared over random backgrounds, which alone tells white from empty: the square
+error in its closed-form expectation, the absolute error and the SSIM term over one drawn colour.
+Learning rates, backgrounds and relocations are pure functions of the seed and the step, so a
+resumed fit repeats an uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from loom.errors import UserError
+from loom.files import sha256_file
 from loom.loop import Every, FitResult, Losses, Shard, Term, TrainState, fit
 from loom.native import cores_for_kernels
 from loom.run import Run
@@ -26,7 +29,7 @@ from torch import Tensor
 
 from featdistill.cameras import Cameras
 from featdistill.data.nerf_synthetic import Views, read_views
-from featdistill.data.ply import write_ply
+from featdistill.data.ply import ply_of, read_ply, write_ply
 from featdistill.gaussians import SH_COEFFICIENTS, Gaussians
 from featdistill.models.gaussian_model import GaussianModel
 from featdistill.models.raster import render
@@ -63,7 +66,12 @@ def fit_teacher(config: TeacherConfig, run: Run) -> tuple[Gaussians, FitResult]:
         stage.divisor: _smaller(config, train, stage.divisor) for stage in config.train.coarse
     }
     first = stages[config.train.divisor_at(0)]
-    model = GaussianModel(start_gaussians(config, first, run.rng("start")))
+    if config.start.model is None:
+        start = start_gaussians(config, first, run.rng("start"))
+    else:
+        run.use("start_model", sha256_file(ply_of(config.start.model)))
+        start = go_on_from(config.start.model, config.gaussians)
+    model = GaussianModel(start)
     optimizer = torch.optim.Adam(
         model.groups(), lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
     )
@@ -141,10 +149,30 @@ def start_gaussians(config: TeacherConfig, views: Views, rng: np.random.Generato
     )
     sh = grey.sh.clone()
     sh[:, 0] = sh_from_color(seen_colors(grey, views))
-    placed = replace(grey, sh=sh)
-    rows = torch.arange(n).repeat(-(-config.gaussians // n))[: config.gaussians]
+    return _with_waiting(replace(grey, sh=sh), config.gaussians)
+
+
+def go_on_from(path: Path, count: int) -> Gaussians:
+    """Read a model (file, folder or teacher run) to go on from; those beyond its own wait.
+
+    Raises:
+        UserError: it cannot be read, or has more than `count` gaussians.
+    """
+    ply = ply_of(path)
+    gaussians = read_ply(ply)
+    if len(gaussians) > count:
+        raise UserError(
+            f"start.model: {ply} has {len(gaussians)} gaussians, more than gaussians={count}",
+            hint=f"gaussians={len(gaussians)}, or more: the number does not shrink",
+        )
+    return _with_waiting(gaussians, count)
+
+
+def _with_waiting(placed: Gaussians, count: int) -> Gaussians:
+    """Repeat gaussians up to `count`, the repeated ones too faint for any pixel."""
+    rows = torch.arange(count) % len(placed)
     start_set = placed.map(lambda tensor: tensor[rows])
-    start_set.opacity_logits[n:] = WAITING_LOGIT
+    start_set.opacity_logits[len(placed) :] = WAITING_LOGIT
     return start_set
 
 

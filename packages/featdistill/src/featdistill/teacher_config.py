@@ -23,8 +23,13 @@ class TeacherData(Config):
 
 
 class StartConfig(Config):
-    """The visual hull that the gaussians start from."""
+    """What the gaussians start from: the visual hull of the silhouettes, or another model."""
 
+    model: Path | None = Field(
+        None,
+        description="point_cloud.ply or teacher run to go on from; null: the visual hull. "
+        "Gaussians beyond its own are placed by relocation",
+    )
     resolution: int = Field(100, ge=4, description="voxels along the longest edge of the hull")
     alpha: Fraction = Field(0.02, description="alpha above which a pixel belongs to the silhouette")
     margin_px: int = Field(1, ge=0, description="pixels by which silhouettes are widened")
@@ -41,6 +46,7 @@ class StartConfig(Config):
 class LearningRates(Config):
     """Adam's learning rate per kind of parameter, at the first step."""
 
+    scale: Positive = Field(1.0, description="factor on all of them; below 1 to go on gently")
     means: Positive = 6e-3
     log_scales: Positive = 6e-2
     rotations: Positive = 1.2e-2
@@ -84,8 +90,8 @@ class TeacherTrain(Config):
     def lr_at(self, step: int) -> dict[str, float]:
         """Learning rate per group of the update after `step` completed ones."""
         decay = self.lr.final ** (step / self.max_steps)
-        rates = {name: rate * decay for name, rate in self.lr.model_dump().items()}
-        del rates["final"]
+        rates = {name: rate * decay * self.lr.scale for name, rate in self.lr.model_dump().items()}
+        del rates["final"], rates["scale"]
         if step < self.sh_from * self.max_steps:
             rates["sh_rest"] = 0.0
         return rates

@@ -22,8 +22,9 @@ from featdistill.embedded import SCENE, embedded_scene
 from featdistill.features import gaussian_features
 from featdistill.figures import write_report
 from featdistill.gaussians import Gaussians
+from featdistill.restore import require_kind
 from featdistill.scoring import print_scores
-from featdistill.teacher import fit_teacher, read_scene
+from featdistill.teacher import fit_teacher, go_on_from, read_scene
 from featdistill.teacher_config import TeacherConfig
 
 
@@ -39,6 +40,8 @@ def run_teacher(
     archive: bool = False,
 ) -> Path:
     """Fit a teacher, score it on the test views, write the page; return the run directory."""
+    if resume and directory is not None:
+        require_kind(directory, "teacher")
     source = settings_of(source, directory, resume=resume)
     flags: dict[str, Any] = {
         "data.scene": scene,
@@ -56,6 +59,8 @@ def run_teacher(
     if not resume and resolved.config.data.scene is not None:
         for split in ("train", "test"):  # what is missing is named before there is a run
             read_transforms(resolved.config.data.scene / f"transforms_{split}.json")
+    if not resume and resolved.config.start.model is not None:
+        go_on_from(resolved.config.start.model, resolved.config.gaussians)
     with Run.open(
         "featdistill",
         TeacherConfig,

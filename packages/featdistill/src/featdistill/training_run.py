@@ -21,7 +21,7 @@ from featdistill.data.nerf_synthetic import Views, read_views
 from featdistill.embedded import SCENE, TEACHER, embedded_scene, embedded_teacher
 from featdistill.figures import write_report
 from featdistill.models.student import Student
-from featdistill.restore import restore_student
+from featdistill.restore import require_kind, restore_student
 from featdistill.scoring import lpips_metric, print_judgement
 from featdistill.teacher_views import Teacher, read_teacher, teacher_of
 from featdistill.train import train
@@ -39,6 +39,8 @@ def run_training(
     archive: bool = False,
 ) -> Path:
     """Train, judge every evaluation view, write the page; return the run directory."""
+    if resume and directory is not None:
+        require_kind(directory, "student")
     source = settings_of(source, directory, resume=resume)
     flags = {"train.max_steps": max_steps, "log_interval": log_interval}
     resolved = resolve(TrainConfig, source, overrides, flags=flags)

@@ -12,7 +12,6 @@ run again, and joining them begins anew or goes on, so nothing is missing and no
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sys
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 from loom.errors import UserError
 from loom.jobs import Job, Sweep
 from loom.jobs import executor as make_executor
+from loom.processors import usable_processors
 
 T = TypeVar("T")
 _MOST = 10_000
@@ -145,7 +145,7 @@ def run_parts(
             for part, path in zip(parts, written, strict=True)
         ],
     )
-    slots = min(jobs, _processors()) if executor == "local" else None
+    slots = min(jobs, usable_processors()) if executor == "local" else None
     resume = (root / "sweep.json").is_file()
     failed = []
     for event in make_executor(executor, slots).run(sweep, root, resume, retry_failed=True):
@@ -158,13 +158,6 @@ def run_parts(
             hint="the same command runs what is missing",
         )
     return written
-
-
-def _processors() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def remove_parts(output: Path) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import warnings
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from loom.arrays import read_npz, write_npz
 from loom.errors import UserError
 from loom.files import write_json
 from loom.native.toolchain import cache_dir
+from loom.processors import usable_processors
 from torch import Tensor
 
 from featdistill.cameras import Cameras, focal_from_angle
@@ -198,7 +198,7 @@ def _decode(transforms: Transforms, width: int | None) -> tuple[np.ndarray, int]
             )
         return box_filter(pixels, factor)
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # decoding releases the lock
+    with ThreadPoolExecutor(max_workers=usable_processors()) as pool:  # decoding releases the lock
         rgba = np.stack(list(pool.map(decode, frames)))
     return rgba, len(frames) * source[0] * source[1]
 

@@ -1,6 +1,5 @@
 """`pinpad sweep`: from options and variables to a sweep that runs."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import typer
 from loom import jobs
 from loom.errors import UserError
+from loom.processors import usable_processors
 
 from pinpad.sweep import execute
 from pinpad.sweep.conditions import BOUNDARY4, read_conditions, without_rssm
@@ -44,7 +44,7 @@ def run_command(
         retry_failed: Run also what had failed.
     """
     shared = [each.strip() for each in devices.split(",")] if devices else []
-    slots = slots or (_processors() if executor == "local" else None)
+    slots = slots or (usable_processors() if executor == "local" else None)
     chosen = jobs.executor(executor, slots, devices=shared, grace_s=execute.PATIENCE_S)
     wanted = dict(given)
     if "seeds" in wanted:
@@ -82,10 +82,3 @@ def run_command(
         run_log=run_log,
         say=typer.echo,
     )
-
-
-def _processors() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
