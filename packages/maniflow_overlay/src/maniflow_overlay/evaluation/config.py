@@ -19,7 +19,8 @@ class MatrixConfig(Config):
     """Everything that the outcomes of a matrix depend on.
 
     A matrix may grow: resumed with more runs, baselines or conditions, it plays the cells that are
-    not there yet, on the same episodes.
+    not there yet, on the same episodes. A run of a known name has to hold the same policy, by a
+    digest of its weights.
     """
 
     free_on_resume: ClassVar[frozenset[str]] = frozenset(

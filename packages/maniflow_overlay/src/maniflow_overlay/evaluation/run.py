@@ -83,7 +83,8 @@ def play_matrix(config: MatrixConfig, run: Run[MatrixConfig]) -> None:
     """Play every cell that is not there yet.
 
     Raises:
-        UserError: A run has no policy, or there is nothing to play.
+        UserError: A run has no policy, or another one than the matrix has played; or there is
+            nothing to play.
     """
     if not config.runs and not config.baselines:
         raise UserError("nobody acts: no runs and no baselines", hint="name a training run")
@@ -119,7 +120,15 @@ def _actors(config: MatrixConfig, run: Run[MatrixConfig]) -> Iterator[tuple[Acto
         from maniflow_overlay.policy.runtime import load_policy  # which imports torch
     for directory in config.runs:
         policy = load_policy(directory, checkpoint=config.checkpoint)
-        run.use(f"policy {directory.name}", directory / "config.yaml")
+        try:
+            run.use(f"policy {directory.name}", policy.digest)
+        except UserError as error:
+            raise UserError(
+                f"{directory} is not the policy any more whose episodes {run.dir} holds: its "
+                "weights have changed, or how it is asked",
+                hint="put that policy back, give this one a folder of another name, which is a row "
+                "of its own, or begin another matrix",
+            ) from error
         yield PolicyActor(arm_name(Arm(policy.mode, policy.fuse)), policy), directory.name
 
 

@@ -7,6 +7,8 @@ seed: the same observation and seed give the same actions, whatever else is in t
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -123,6 +125,19 @@ class Policy:
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks it was trained on; their places are the numbers that `act` takes."""
         return self.shape.tasks
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that an answer comes from: the weights, the shape and how it is asked.
+
+        Not of the files: a run that was copied, or trained again to the same bits, is the same.
+        """
+        asked = {"steps": self.inference_steps, "kind": self.kind}
+        found = hashlib.sha256(json.dumps([asdict(self.shape), asked], sort_keys=True).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+            found.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
     def act(
         self,
