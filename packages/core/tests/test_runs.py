@@ -145,6 +145,21 @@ def test_the_age_counts_from_the_beginning_in_its_own_time_zone(tmp_path):
     assert summary(run).age_s == pytest.approx(3600, abs=30)
 
 
+def test_a_run_that_links_lead_to_is_listed_once_and_by_its_own_name(tmp_path):
+    sweep = write_run(tmp_path / "runs" / "sweep")
+    write_json(sweep / "sweep.json", {})
+    write_run(sweep / "seed-0")
+    (tmp_path / "runs" / "latest").symlink_to(sweep)
+    (sweep / "again").symlink_to(sweep)
+    elsewhere = write_run(tmp_path / "large-disk" / "b")
+    (tmp_path / "runs" / "a").symlink_to(elsewhere)
+    found = {
+        str(Path(each.path).relative_to(tmp_path / "runs")) for each in find_runs(tmp_path / "runs")
+    }
+    assert found == {"sweep", "sweep/seed-0", "a"}
+    assert len(find_runs(tmp_path / "runs")) == 3
+
+
 def test_a_list_of_a_thousand_runs_takes_less_than_two_seconds(tmp_path):
     for index in range(1000):
         run = write_run(tmp_path / "demo" / f"a-{index}", state="finished", step=1, total=1)
@@ -358,6 +373,15 @@ def test_the_index_tells_the_seeds_of_two_conditions_apart(tmp_path):
     page = write_index(tmp_path / "runs", tmp_path / "index.html").read_text()
     assert '<a href="runs/wide/seed-0/report.html">wide/seed-0</a>' in page
     assert '<a href="runs/narrow/seed-0/report.html">narrow/seed-0</a>' in page
+    assert "in runs<" in page
+
+
+def test_the_index_calls_a_run_as_the_link_to_it(tmp_path):
+    write_run(tmp_path / "runs" / "b", state="finished")
+    elsewhere = write_run(tmp_path / "large-disk" / "0017", state="finished")
+    (tmp_path / "runs" / "wide").symlink_to(elsewhere)
+    page = write_index(tmp_path / "runs" / ".." / "runs").read_text()
+    assert '<a href="wide/report.html">wide</a>' in page
     assert "in runs<" in page
 
 

@@ -174,6 +174,8 @@ def test_the_fingerprint_follows_the_lidar_s_pose_and_not_the_camera_s(small):
         (lambda rows: rows[2].__setitem__(3, "lidar/none.bin"), "line 3: lidar_filepath lidar/no"),
         (lambda rows: rows[5].__setitem__(4, "camera/none.png"), "line 6: image_filepath camera"),
         (lambda rows: rows[3].__setitem__(0, rows[2][0]), "line 4: timestamp_ns"),
+        (lambda rows: [row.append(row[1]) for row in rows], "2 columns are called velocity"),
+        (lambda rows: [row.append(row[4]) for row in rows], "2 columns are called image_filepath"),
         (lambda rows: rows.__delitem__(slice(1, None)), "no row below the header"),
         (lambda rows: rows.clear(), "the file is empty"),
     ],

@@ -228,6 +228,13 @@ def test_clouds_and_rows_must_match_and_forms_must_agree(tmp_path):
     assert "not a whole number" in run("kitti-bin", *named, good, code=2)
     bad = table(tmp_path / "d.csv", 5, wheel_angle=["0", "x", "1", "2", "3"])
     assert "line 3: wheel_angle is 'x'" in run("kitti-bin", *named, bad, code=2)
+    lines = bad.read_text().splitlines()
+    bad.write_text("\n".join([lines[0], "", *lines[1:], ""]))
+    assert "line 4: wheel_angle is 'x'" in run("kitti-bin", *named, bad, code=2)
+    bad.write_text("\n".join([lines[0], "", lines[1] + ",1"]))
+    assert "line 3 has" in run("kitti-bin", *named, bad, code=2)
+    bad.write_text("velocity,wheel_angle,velocity\n" + "1,2,3\n" * 5)
+    assert "2 columns are called velocity" in run("kitti-bin", *named, bad, code=2)
     bad.write_text("velocity\n1\n")
     assert "no column wheel_angle" in run("kitti-bin", *named, bad, code=2)
 

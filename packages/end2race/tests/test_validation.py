@@ -253,6 +253,16 @@ def test_a_missing_frame_is_a_gap(root):
     assert "1 gaps at 10 Hz, the first of 0.3 s before line 6" in details(root)
 
 
+@pytest.mark.parametrize(("declared", "named"), [(5, True), (8, False), (14, False), (20, True)])
+def test_a_rate_that_the_time_stamps_do_not_have_is_named(root, declared, named):
+    """A recording of 20 Hz that is imported as one of 10 Hz has no late frame at all."""
+    path = root / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rate_hz": declared}))
+    text = f"frames come at 10 Hz, dataset.json says {declared} correct rate_hz in dataset.json"
+    assert (text in details(root)) == named
+    assert validate(root).passed
+
+
 def test_a_sample_of_the_files_is_quicker_and_sees_less(root):
     damage_nan(root)
     assert ("fail", "clouds") in faults(root)

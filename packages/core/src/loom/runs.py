@@ -56,11 +56,15 @@ def find_runs(root: Path) -> list[Summary]:
             f"{root}: there is no such folder",
             hint="give the folder of the runs; commands make runs/ where they are started",
         )
-    summaries = [summary(path) for path in _run_directories(root, DEPTH)]
+    summaries = [summary(path) for path in _run_directories(root, DEPTH, set())]
     return sorted(summaries, key=lambda each: each.began or "")
 
 
-def _run_directories(folder: Path, depth: int) -> Iterator[Path]:
+def _run_directories(folder: Path, depth: int, seen: set[Path]) -> Iterator[Path]:
+    """Yield each run once, by its own name where links lead to it as well."""
+    if (real := folder.resolve()) in seen:
+        return
+    seen.add(real)
     if (folder / RUN_FILE).is_file() or (folder / STATUS_FILE).is_file():
         yield folder
         if not (folder / SWEEP_FILE).is_file():
@@ -72,9 +76,9 @@ def _run_directories(folder: Path, depth: int) -> Iterator[Path]:
         children = sorted(path for path in folder.iterdir() if path.is_dir())
     except OSError:
         return  # a folder of somebody else
-    for child in children:
+    for child in sorted(children, key=Path.is_symlink):
         if not child.name.startswith(".") and child.name != "archive":
-            yield from _run_directories(child, depth - 1)
+            yield from _run_directories(child, depth - 1, seen)
 
 
 def require_run(directory: Path, hint: str = "`loom runs` lists the runs") -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +18,7 @@ from loom.files import read_text
 CSV_FILE = "meta/data.csv"
 REQUIRED = ("velocity", "wheel_angle")
 FILE_COLUMNS = ("lidar_filepath", "image_filepath")
+OPTIONAL = ("timestamp_ns", "target_velocity")
 SEGMENT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 """Names of folders that make keys of windows."""
 
@@ -120,6 +122,7 @@ def _read_table(path: Path, text: str) -> tuple[dict[str, int], list[list[str]]]
         why = "the file is empty" if isinstance(error, ValueError) else str(error)
         raise UserError(f"{path}: {why}", hint="record the segment again") from error
     columns = {name.strip(): index for index, name in enumerate(header)}
+    refuse_twice(path, [name.strip() for name in header], (*REQUIRED, *OPTIONAL, *FILE_COLUMNS))
     missing = [name for name in REQUIRED if name not in columns]
     if not any(name in columns for name in FILE_COLUMNS):
         missing.append(" or ".join(FILE_COLUMNS))
@@ -139,6 +142,16 @@ def _read_table(path: Path, text: str) -> tuple[dict[str, int], list[list[str]]]
                 hint="the file was cut short or edited; restore it, or drop the line",
             )
     return columns, rows
+
+
+def refuse_twice(path: Path, header: Sequence[str], read: Sequence[str]) -> None:
+    """Raise a `UserError` if one of the columns that are read is there twice."""
+    for name in read:
+        if header.count(name) > 1:
+            raise UserError(
+                f"{path}: {header.count(name)} columns are called {name}",
+                hint="keep the right one, or rename the others",
+            )
 
 
 def _numbers(path: Path, columns: dict[str, int], rows: list[list[str]], name: str) -> np.ndarray:

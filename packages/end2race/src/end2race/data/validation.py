@@ -19,6 +19,7 @@ import numpy as np
 from loom.errors import UserError
 
 from end2race.data.dataset import (
+    FILE,
     SPLITS,
     Dataset,
     DatasetInfo,
@@ -175,8 +176,18 @@ def _name_problems(directories: Sequence[Path]) -> Iterator[Finding]:
 
 
 def _gaps(segment: Segment, info: DatasetInfo) -> Iterator[Finding]:
-    """Find frames that are missing in a drive."""
+    """Find another rate than the declared one, and frames that are missing in a drive."""
     steps = np.diff(segment.timestamp_ns) * 1e-9 * info.rate_hz
+    usual = float(np.median(steps)) if steps.size else 1.0
+    if not 1 / _LATE < usual < _LATE:
+        yield Finding(
+            "warn",
+            "timing",
+            f"{segment.directory}: frames come at {info.rate_hz / usual:.3g} Hz, {FILE} says "
+            f"{info.rate_hz:g}",
+            f"correct rate_hz in {FILE}; imports take it from --rate-hz",
+        )
+        return
     late = np.flatnonzero(steps > _LATE)
     if late.size:
         row = int(late[0])
