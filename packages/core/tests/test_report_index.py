@@ -84,12 +84,12 @@ def test_the_index_leaves_a_page_that_is_up_to_date_as_it_is(tmp_path, monkeypat
 def test_the_index_keeps_a_threads_own_page_and_says_that_the_run_went_on(tmp_path):
     run = write_run(tmp_path / "demo" / "a")
     (run / "report.html").write_text("the thread's own")
-    assert "older than the records" not in write_index(tmp_path).read_text()
+    assert "older than what their runs recorded" not in write_index(tmp_path).read_text()
     age(run / "report.html", 60)
-    assert "older than the records" not in write_index(tmp_path).read_text()
+    assert "older than what their runs recorded" not in write_index(tmp_path).read_text()
     record_value(run, 2, 0.875)
     page = write_index(tmp_path).read_text()
-    assert "The reports of a are older than the records" in page
+    assert "older than what their runs recorded: a. The thread" in page
     assert (run / "report.html").read_text() == "the thread's own"
 
 
