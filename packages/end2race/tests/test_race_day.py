@@ -1,11 +1,16 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from end2race import race_day as race_day_module
 from end2race.cli import app
+from end2race.data.calibration import level_camera
 from end2race.data.dataset import open_dataset
 from end2race.doctor import checks
+from end2race.driver import Driver
 from end2race.embedded import default_dataset
 from end2race.film import Film, bird_view, map_view
 from end2race.race_day import (
@@ -16,8 +21,11 @@ from end2race.race_day import (
     scores,
     write_results,
 )
+from end2race.restore import ModelFile, build, camera_file
 from end2race.sim.closed_loop import ExpertDriver, LapResult, drive, entries, unseen_tracks
 from end2race.sim.score import score
+from end2race.sim.sensors import camera, see
+from loom.errors import UserError
 from loom.film import write_film
 from PIL import Image
 from typer.testing import CliRunner
@@ -139,3 +147,57 @@ def test_the_commands_collect_and_drive(tmp_path):
     assert video.exists()
     done = run(app, ["drive", "--video", "x.avi"])
     assert done.exit_code == 2
+
+
+def student(camera):
+    """An untrained student that is calibrated for a camera."""
+    torch.manual_seed(0)
+    file = ModelFile(kind="student", preset="racing", seq_len=2, camera=camera_file(camera))
+    return Driver(build(file), seq_len=2)
+
+
+def test_a_student_looks_through_its_own_camera():
+    """Of another size, or of the same size and another lens; the car's own is not asked."""
+    for eye in (camera(64, 32), camera(field_of_view_deg=60)):
+        driver, seen = student(eye), []
+        assert driver.eye.sha256 == eye.sha256
+        (start,) = Setting(tracks=1).entries()
+        drive(driver, [start], limit_s=1, watch=lambda _, found, seen=seen: seen.append(found))
+        (start,) = Setting(tracks=1).entries()
+        rng = np.random.default_rng((start.seed, 0xD21E))
+        expected = see(start.race.track.field, start.race.look, eye, start.race.pose, rng)
+        assert np.array_equal(seen[0].images[0], expected)
+        (heat,) = race_day({"it": driver}, Setting(tracks=1, limit_s=1), film="it").values()
+        assert len(heat.film.frames) == heat.entries[0].race.steps
+
+
+@pytest.mark.parametrize(
+    ("turn", "position", "reason"),
+    [
+        (0.1, (0.2, 0.0, 0.3), "turned in the car"),
+        (0.0, (0.2, 0.0, 1.4), "1.4 m above the ground"),
+    ],
+)
+def test_a_camera_that_the_simulator_does_not_have_is_refused(turn, position, reason):
+    level = level_camera(64, 32, 30.0, position)
+    cos, sin = np.cos(turn), np.sin(turn)
+    down = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
+    with pytest.raises(UserError, match=reason):
+        drive(
+            student(replace(level, rotation=down @ level.rotation)), entries(unseen_tracks(1), [0])
+        )
+
+
+def test_the_cars_lidar_has_the_beams_that_are_asked_for(monkeypatch):
+    asked = []
+    original = race_day_module.race_day
+    monkeypatch.setattr(
+        race_day_module,
+        "race_day",
+        lambda drivers, setting, **rest: (
+            asked.append(setting) or original(drivers, setting, **rest)
+        ),
+    )
+    done = CliRunner().invoke(app, ["drive", "--tracks", "1", "--limit-s", "1", "--beams", "3"])
+    assert done.exit_code == 0, done.output
+    assert len(asked[0].scanner.elevations_rad) == 3

@@ -129,16 +129,8 @@ def test_features_are_not_evaluated_where_no_ray_has_a_target(trained, tiny):
     assert Glance(blind, teacher)(restored.student)["metric/feature_cosine"] is None
 
 
-def test_a_whole_training_that_missed_a_gate_is_judged_before_its_processes_end(
-    tiny, command, tmp_path, monkeypatch
-):
-    run, pages = tmp_path / "run", []
-
-    def agree(flag: bool) -> int:  # where the other processes wait for this one
-        pages.append((run / "report.html").is_file())
-        return int(flag)
-
-    monkeypatch.setattr(training.distributed, "agree", agree)
+def test_a_whole_training_that_missed_a_gate_is_judged_all_the_same(tiny, command, tmp_path):
+    run = tmp_path / "run"
     gate = "gates=[{metric: metric/psnr_db, op: '>=', threshold: 99}]"
     done = command("train", *tiny.settings, "train.max_steps=20", gate, "--run-dir", run)
     assert done.code == 3, done.out + done.err
@@ -146,7 +138,6 @@ def test_a_whole_training_that_missed_a_gate_is_judged_before_its_processes_end(
     assert status(run)["state"] == "gate_missed"
     assert (run / "evaluation" / "student_against_teacher.json").is_file()
     assert "This run missed a gate" in (run / "report.html").read_text(encoding="utf-8")
-    assert pages[-1]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ import torch
 from loom.errors import UserError
 from torch import Tensor
 
+from end2race.data.calibration import Calibration
 from end2race.driving import Driving, device_of, sensor_of
+from end2race.models.student import CameraBEVStudent
 from end2race.models.teacher import LiDARBEVTeacher
 from end2race.restore import restore
 
@@ -58,6 +60,7 @@ class Driver:
 
     Attributes:
         sensors: What it looks at: `lidar` or `camera`.
+        eye: The camera that a student was calibrated for; None: a teacher.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Driver:
         if hidden_mode not in ("window", "carry"):
             raise UserError(f"hidden mode {hidden_mode!r}", hint="take window or carry")
         self.sensors = frozenset({sensor_of(model)})
+        self.eye = _eye_of(model)
         self._model, self._seq_len, self._impl = model.eval(), seq_len, impl
         self._carries = hidden_mode == "carry"
         self.reset(())
@@ -119,3 +123,12 @@ class Driver:
         if seen.images is None:
             raise ValueError("a student needs images")
         return self._model.encode(torch.from_numpy(seen.images).to(device), impl=self._impl)[1]
+
+
+def _eye_of(model: Driving) -> Calibration | None:
+    if not isinstance(model, CameraBEVStudent):
+        return None
+    camera = model.calibration
+    return Calibration(
+        camera.intrinsic, camera.width, camera.height, camera.rotation, camera.translation
+    )

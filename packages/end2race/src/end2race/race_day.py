@@ -116,7 +116,7 @@ def race_day(
     """
     heats = {}
     for name, driver in drivers.items():
-        camera_man = Film(scanner=setting.scanner) if name == film else None
+        camera_man = Film(eye=driver.eye, scanner=setting.scanner) if name == film else None
         starts = setting.entries()
         results = drive(
             driver,

@@ -102,6 +102,9 @@ def drive(
     tracks: Annotated[int, typer.Option(min=1, help="Unseen procedural tracks.")] = 8,
     track_dir: TrackDir = None,
     seeds: Annotated[int, typer.Option(min=1, help="Starts on each track.")] = 1,
+    beams: Annotated[
+        int, typer.Option(min=1, max=128, help="Beams of the LiDAR, as its drivers know it.")
+    ] = 8,
     appearance: LookOption = Look.RANDOM,
     limit_s: Annotated[
         float, typer.Option("--limit-s", min=1, help="Seconds until a car is stopped.")
@@ -117,7 +120,8 @@ def drive(
 ) -> None:
     """Race in closed loop on tracks that no training has seen, beside the baselines.
 
-    Without --ckpt only the baselines drive: copycat, constant command, expert.
+    Without --ckpt only the baselines drive: copycat, constant command, expert. A student looks
+    through the camera that it was trained with.
     """
     from functools import partial
 
@@ -125,6 +129,7 @@ def drive(
     from loom.film import require_film_name, write_film
 
     from end2race.race_day import Setting, baselines, networks, race_day, scores, write_results
+    from end2race.sim import sensors
     from end2race.sim.kernels import CONTROL_HZ
     from end2race.sim.score import COLUMNS, score_rows
     from end2race.sim.track_files import read_tracks
@@ -136,6 +141,7 @@ def drive(
         range(seeds),
         appearance is Look.FIXED,
         limit_s,
+        sensors.lidar(beams),
     )
     drivers = networks(ckpt, hidden_mode.value) if ckpt else {}
     drivers |= baselines()

@@ -32,6 +32,7 @@ class CameraBEVStudent(DrivingModel):
     ) -> None:
         camera = preset.camera
         super().__init__(camera.channels, preset)
+        self.calibration = calibration
         self.image_size = (calibration.height, calibration.width)
         if calibration.height % camera.stride_px or calibration.width % camera.stride_px:
             raise UserError(

@@ -20,7 +20,7 @@ from end2race.sim.appearance import PLAIN, random_appearance
 from end2race.sim.expert import Expert
 from end2race.sim.kernels import CONTROL_HZ, LARGEST_WHEEL_ANGLE_RAD
 from end2race.sim.race import Race
-from end2race.sim.sensors import Lidar, camera, lidar, see, sweep
+from end2race.sim.sensors import Lidar, camera, lidar, require_level, see, sweep
 from end2race.sim.track import Track, procedural_track
 
 LIMIT_S = 40.0
@@ -53,6 +53,11 @@ class Policy(Protocol):
         """Which of `lidar` and `camera` it looks at."""
         ...
 
+    @property
+    def eye(self) -> Calibration | None:
+        """The camera that it looks through; None: the car's own."""
+        ...
+
     def reset(self, races: Sequence[Race]) -> None:
         """Begin with these races; only the expert looks at more than their number."""
         ...
@@ -66,6 +71,7 @@ class ExpertDriver:
     """Pure pursuit with full knowledge of car and track."""
 
     sensors: frozenset[str] = frozenset()
+    eye: Calibration | None = None
 
     def reset(self, races: Sequence[Race]) -> None:
         """Plan each race."""
@@ -84,6 +90,7 @@ class ConstantDriver:
     wheel_angle_deg: float
     speed_m_s: float
     sensors: frozenset[str] = frozenset()
+    eye: Calibration | None = None
 
     def reset(self, races: Sequence[Race]) -> None:
         """Keep nothing."""
@@ -97,6 +104,7 @@ class CopycatDriver:
     """Repeats the last wheel angle and the present speed."""
 
     sensors: frozenset[str] = frozenset()
+    eye: Calibration | None = None
 
     def reset(self, races: Sequence[Race]) -> None:
         """Keep nothing."""
@@ -180,14 +188,18 @@ def drive(
         driver: Whom to let drive.
         entries: The starts; their races are driven to the end.
         limit_s: When a car that is still on its way is stopped.
-        eye: The camera; the car's own if None.
+        eye: The camera; the driver's, or else the car's own, if None.
         scanner: The LiDAR; the car's own if None.
         blank: Give black images and empty clouds, to see whether the driver looks at all.
         watch: Called before each step with the races and what was sensed.
+
+    Raises:
+        UserError: The simulator has no such camera.
     """
     races = [entry.race for entry in entries]
     rngs = [np.random.default_rng((entry.seed, 0xD21E)) for entry in entries]
-    eye, scanner = eye or camera(), scanner or lidar()
+    eye, scanner = eye or driver.eye or camera(), scanner or lidar()
+    require_level(eye)
     previous = np.zeros(len(races))
     seen = Observation(None, None, previous, previous)
     driver.reset(races)

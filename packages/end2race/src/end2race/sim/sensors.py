@@ -18,13 +18,16 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from loom.errors import UserError
 
-from end2race.data.calibration import Calibration, Pose, level_camera
+from end2race.data.calibration import CAMERA_AXES_IN_EGO, Calibration, Pose, level_camera
 from end2race.sim.appearance import Appearance
-from end2race.sim.kernels import Field, render, scan
+from end2race.sim.kernels import WALL_HEIGHT_M, Field, render, scan
 
 CAMERA_POSITION_M = (0.25, 0.0, 0.25)
 LIDAR_POSITION_M = (0.2, 0.0, 0.3)
+
+_LEVEL = 1e-3  # radians and pixels
 
 
 class Lidar(NamedTuple):
@@ -62,6 +65,27 @@ def camera(width: int = 128, height: int = 64, *, field_of_view_deg: float = 100
     return level_camera(width, height, focal, CAMERA_POSITION_M)
 
 
+def require_level(camera: Calibration) -> None:
+    """Refuse a camera that `see` cannot stand in for.
+
+    Raises:
+        UserError: It is turned in the car, its axes are skewed, or it looks over the walls.
+    """
+    turned = np.abs(camera.rotation - CAMERA_AXES_IN_EGO).max() > _LEVEL
+    if turned or abs(camera.intrinsic[0, 1]) > _LEVEL:
+        raise UserError(
+            "the simulator's camera is level and looks forward; this one is turned in the car",
+            hint="a student sees only through the camera that it was calibrated for: judge it on "
+            "recordings, with eval-student",
+        )
+    if not 0 < camera.translation[2] < WALL_HEIGHT_M:
+        raise UserError(
+            f"a camera {camera.translation[2]:g} m above the ground: the simulator's walls are "
+            f"{WALL_HEIGHT_M:g} m high, and it looks neither over nor under them",
+            hint="judge the student on recordings, with eval-student",
+        )
+
+
 def see(
     field: Field,
     look: Appearance,
@@ -74,7 +98,7 @@ def see(
     Args:
         field: The walls.
         look: The colours.
-        camera: A level camera that looks forward.
+        camera: A level camera that looks forward, see `require_level`.
         pose: x (m), y (m) and yaw (rad) of the car in the world.
         rng: Draws the pixels' noise; None leaves it out.
 
