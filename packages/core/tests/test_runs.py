@@ -2,12 +2,8 @@
 
 import json
 import math
-import os
 import re
-import subprocess
 import time
-import zipfile
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -16,23 +12,12 @@ from loom.comparison import compare, comparison_report
 from loom.drawing import print_table
 from loom.errors import UserError
 from loom.files import write_json
-from loom.report import Report
-from loom.report_index import write_index
 from loom.runs import find_runs, shown_age, summary
-from loom.snapshot import snapshot
 from typer.testing import CliRunner
 
+from packages.core.tests.small_run import write_run
+
 runner = CliRunner()
-
-
-def write_run(path: Path, *, state: str = "running", config: str = "seed: 1\n", **status) -> Path:
-    path.mkdir(parents=True)
-    facts = {"thread": "demo", "began": f"2026-01-0{len(path.name)}", "config_origins": {}}
-    write_json(path / "run.json", facts)
-    beat = {"heartbeat": time.time(), "pid": os.getpid(), "host": "elsewhere", "interval_s": 5}
-    write_json(path / "status.json", {"state": state, **beat, **status})
-    (path / "config.yaml").write_text(config)
-    return path
 
 
 def test_runs_lists_whole_damaged_and_half_written_runs_and_skips_the_rest(tmp_path):
@@ -160,6 +145,22 @@ def test_a_run_that_links_lead_to_is_listed_once_and_by_its_own_name(tmp_path):
     assert len(find_runs(tmp_path / "runs")) == 3
 
 
+@pytest.mark.parametrize("call", ["is_file", "iterdir"])
+def test_a_folder_of_somebody_else_is_passed_over(tmp_path, monkeypatch, call):
+    for name in ("mine", "theirs", "yours"):
+        write_run(tmp_path / name / "a")
+    allowed = getattr(Path, call)
+
+    def refuse(path: Path):
+        if path.parent == tmp_path / "theirs" or path == tmp_path / "theirs":
+            raise PermissionError(13, "Permission denied", str(path))
+        return allowed(path)
+
+    monkeypatch.setattr(Path, call, refuse)
+    found = [Path(each.path).parent.name for each in find_runs(tmp_path)]
+    assert sorted(found) == ["mine", "yours"]
+
+
 def test_a_list_of_a_thousand_runs_takes_less_than_two_seconds(tmp_path):
     for index in range(1000):
         run = write_run(tmp_path / "demo" / f"a-{index}", state="finished", step=1, total=1)
@@ -263,82 +264,6 @@ def test_report_of_a_run_is_one_file(tmp_path):
     assert "<html" in (path / "report.html").read_text()
 
 
-def test_the_index_links_every_run_and_keeps_the_reports_of_the_threads(tmp_path):
-    root = tmp_path / "runs"
-    own = write_run(root / "demo" / "a b", state="finished")
-    (own / "report.html").write_text("the thread's own")
-    damaged = write_run(root / "demo" / "<i>")
-    (damaged / "status.json").write_text("{")
-    page = write_index(root).read_text()
-    assert page.count("<a href=") == 2
-    assert '<a href="demo/a%20b/report.html">a b</a>' in page
-    assert '<a href="demo/%3Ci%3E/report.html">&lt;i&gt;</a>' in page
-    assert (own / "report.html").read_text() == "the thread's own"
-    assert "<html" in (damaged / "report.html").read_text()
-    (tmp_path / "empty").mkdir()
-    assert runner.invoke(app, ["report", "--all", str(tmp_path / "empty")]).exit_code == 2
-
-
-def record_value(run: Path, step: int, value: float) -> None:
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, "time": 0.0, "metric/score": value}) + "\n")
-
-
-def age(path: Path, seconds: float) -> None:
-    """Make a file that much older."""
-    stamp = path.stat().st_mtime - seconds
-    os.utime(path, (stamp, stamp))
-
-
-def test_the_index_renews_the_standard_page_of_a_run_that_has_gone_on(tmp_path):
-    run = write_run(tmp_path / "a")
-    record_value(run, 1, 0.125)
-    page = run / "report.html"
-    write_index(tmp_path)
-    assert "0.125" in page.read_text()
-    for path in run.iterdir():
-        age(path, 60)
-    record_value(run, 2, 0.875)
-    write_index(tmp_path)
-    assert "0.875" in page.read_text()
-
-
-def test_the_index_renews_the_standard_page_of_a_run_that_died_since(tmp_path):
-    run = write_run(tmp_path / "a")
-    write_index(tmp_path)
-    assert "This run died" not in (run / "report.html").read_text()
-    status = json.loads((run / "status.json").read_text())
-    write_json(run / "status.json", {**status, "heartbeat": time.time() - 3600})
-    age(run / "status.json", 3600)  # nothing has been written since the page
-    write_index(tmp_path)
-    assert "This run died" in (run / "report.html").read_text()
-
-
-def test_the_index_leaves_a_page_that_is_up_to_date_as_it_is(tmp_path, monkeypatch):
-    for index in range(3):
-        record_value(write_run(tmp_path / f"{index}", state="finished"), 1, 1.0)
-    write_index(tmp_path)
-    for path in tmp_path.glob("*/*"):
-        if path.name != "report.html":
-            age(path, 60)
-    written = []
-    monkeypatch.setattr(Report, "write", lambda report, path: written.append(path.name) or path)
-    write_index(tmp_path)
-    assert written == ["index.html"]
-
-
-def test_the_index_keeps_a_threads_own_page_and_says_that_the_run_went_on(tmp_path):
-    run = write_run(tmp_path / "demo" / "a")
-    (run / "report.html").write_text("the thread's own")
-    assert "older than the records" not in write_index(tmp_path).read_text()
-    age(run / "report.html", 60)
-    assert "older than the records" not in write_index(tmp_path).read_text()
-    record_value(run, 2, 0.875)
-    page = write_index(tmp_path).read_text()
-    assert "The reports of a are older than the records" in page
-    assert (run / "report.html").read_text() == "the thread's own"
-
-
 @pytest.mark.parametrize("command", ["report", "watch"])
 def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path, command):
     (tmp_path / "thesis.tex").write_text("x")
@@ -346,146 +271,3 @@ def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path, command)
     assert result.exit_code == 2
     assert "is not a run's directory" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_a_run_whose_folder_cannot_be_written_stands_in_the_index_without_a_link(
-    tmp_path, monkeypatch
-):
-    for name in ("mine", "theirs"):
-        write_run(tmp_path / name)
-    written = Report.write
-
-    def refused(report: Report, path: Path) -> Path:
-        if path.parent.name == "theirs":
-            raise UserError(f"{path}: read-only file system")
-        return written(report, path)
-
-    monkeypatch.setattr(Report, "write", refused)
-    page = write_index(tmp_path).read_text()
-    assert 'href="mine/report.html"' in page
-    assert "theirs" in page
-    assert "theirs/report.html" not in page
-
-
-def test_the_index_tells_the_seeds_of_two_conditions_apart(tmp_path):
-    for condition in ("wide", "narrow"):
-        write_run(tmp_path / "runs" / condition / "seed-0", state="finished")
-    page = write_index(tmp_path / "runs", tmp_path / "index.html").read_text()
-    assert '<a href="runs/wide/seed-0/report.html">wide/seed-0</a>' in page
-    assert '<a href="runs/narrow/seed-0/report.html">narrow/seed-0</a>' in page
-    assert "in runs<" in page
-
-
-def test_the_index_calls_a_run_as_the_link_to_it(tmp_path):
-    write_run(tmp_path / "runs" / "b", state="finished")
-    elsewhere = write_run(tmp_path / "large-disk" / "0017", state="finished")
-    (tmp_path / "runs" / "wide").symlink_to(elsewhere)
-    page = write_index(tmp_path / "runs" / ".." / "runs").read_text()
-    assert '<a href="wide/report.html">wide</a>' in page
-    assert "in runs<" in page
-
-
-def checkout(folder: Path) -> tuple[Path, str]:
-    """Make a repository with one commit, and a change that is not committed."""
-    (folder / "src").mkdir(parents=True)
-    (folder / "src" / "code.py").write_text("x = 1\n")
-
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-        command = ["git", "-C", str(folder), *identity, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-q", "-m", "one")
-    (folder / "src" / "code.py").write_text("x = 2\n")
-    return folder / "src", git("rev-parse", "HEAD")
-
-
-def packed(tmp_path: Path, source: Path | None = None) -> tuple[Path, Path]:
-    from loom.provenance import git_state
-
-    source = source if source is not None else checkout(tmp_path / "code")[0]
-    run = write_run(tmp_path / "runs" / "a", state="finished")
-    facts = {
-        "thread": "demo",
-        "git": git_state(str(source)),
-        "packages": {"demo": {"version": "1", "path": str(source)}},
-    }
-    write_json(run / "run.json", facts)
-    (run / "evaluation").mkdir()
-    (run / "evaluation" / "scores.json").write_text("{}")
-    (run / "renders").mkdir()
-    (run / "renders" / "large.png").write_bytes(b"0" * 100)
-    return run, source
-
-
-def test_a_snapshot_holds_the_run_its_code_and_the_changes_that_were_not_committed(tmp_path):
-    run, _ = packed(tmp_path)
-    result = runner.invoke(app, ["snapshot", str(run), "paper-1"])
-    assert result.exit_code == 0, result.stderr
-    target = tmp_path / "runs" / "snapshots" / "paper-1.zip"
-    assert result.stdout.strip() == str(target)
-    with zipfile.ZipFile(target) as archive:
-        names = set(archive.namelist())
-        manifest = json.loads(archive.read("manifest.json"))
-        digests = {name: sha256(archive.read(name)).hexdigest() for name in names}
-        patch = archive.read("uncommitted.patch").decode()
-        tree = archive.read("code.tar")
-    assert names >= {"config.yaml", "run.json", "evaluation/scores.json", "code.tar"}
-    assert "renders/large.png" not in names
-    assert "+x = 2" in patch
-    assert b"x = 1" in tree
-    assert manifest["sha256"] == {n: d for n, d in digests.items() if n != "manifest.json"}
-    assert runner.invoke(app, ["snapshot", str(run), "paper-1"]).exit_code == 2
-
-
-def test_a_snapshot_says_when_the_code_is_no_longer_what_the_run_began_with(tmp_path):
-    run, source = packed(tmp_path)
-    (source / "code.py").write_text("x = 3\n")
-    target, notices = snapshot(run, "late")
-    assert "no longer in the checkout" in notices[0]
-    with zipfile.ZipFile(target) as archive:
-        assert "uncommitted.patch" not in archive.namelist()
-        assert json.loads(archive.read("manifest.json"))["notices"] == notices
-
-
-def test_a_snapshot_holds_the_code_that_git_does_not_track(tmp_path):
-    source, _ = checkout(tmp_path / "code")
-    (source / "new.py").write_text("y = 1\n")
-    (source / "data.bin").write_bytes(b"0" * (1 << 20) + b"1")
-    (source / "link.py").symlink_to("/etc/hostname")
-    run, _ = packed(tmp_path, source)
-    target, notices = snapshot(run, "new")
-    with zipfile.ZipFile(target) as archive:
-        members = [name for name in archive.namelist() if name.startswith("untracked")]
-        assert members == ["untracked/src/new.py"]
-        assert archive.read(members[0]) == b"y = 1\n"
-    assert notices == [
-        "not tracked by git, packed as they are now: untracked/src/new.py",
-        "not tracked by git, too large to be packed: src/data.bin",
-    ]
-
-
-@pytest.mark.parametrize("tag", ["", "../x", "a/b", ".hidden", "a b", "x" * 101])
-def test_a_tag_that_is_no_name_is_refused(tmp_path, tag):
-    run = write_run(tmp_path / "a")
-    with pytest.raises(UserError, match="cannot name a snapshot"):
-        snapshot(run, tag)
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_a_snapshot_takes_the_newest_intact_checkpoint_along(tmp_path):
-    from loom.checkpoint import Checkpoints
-
-    run, _ = packed(tmp_path)
-    with pytest.raises(UserError, match="no intact checkpoint"):
-        snapshot(run, "none", checkpoint=True)
-    checkpoints = Checkpoints(run / "checkpoints")
-    for step in (1, 2):
-        checkpoints.save(step, {"model": {}})
-    (run / "checkpoints" / "step_000002" / "state.pt").write_bytes(b"torn")
-    with zipfile.ZipFile(snapshot(run, "one", checkpoint=True)[0]) as archive:
-        members = [name for name in archive.namelist() if name.startswith("checkpoints/")]
-    assert "checkpoints/step_000001/state.pt" in members
-    assert not [name for name in members if "step_000002" in name]

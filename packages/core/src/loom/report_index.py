@@ -89,8 +89,8 @@ def index_report(
         names = [_place(path).relative_to(root).as_posix() for path in outdated]
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         report.warning(
-            f"The reports of {', '.join(names[:_NAMED])}{more} are older than the records; "
-            "`THREAD report RUN` renews one."
+            f"These reports are older than what their runs recorded: {', '.join(names[:_NAMED])}"
+            f"{more}. The thread's own command `report RUN` renews a page."
         )
     columns = ("run", "thread", "state", "step", "metric", "value", "gates", "began", "reason")
     report.table(columns, [_cells(each, _place(base), root) for each in reversed(summaries)])

@@ -65,17 +65,15 @@ def _run_directories(folder: Path, depth: int, seen: set[Path]) -> Iterator[Path
     if (real := folder.resolve()) in seen:
         return
     seen.add(real)
-    if (folder / RUN_FILE).is_file() or (folder / STATUS_FILE).is_file():
-        yield folder
-        if not (folder / SWEEP_FILE).is_file():
-            return
-        depth = DEPTH  # the runs of a sweep are below its own folder
-    if depth == 0:
-        return
     try:
-        children = sorted(path for path in folder.iterdir() if path.is_dir())
+        is_run = any((folder / name).is_file() for name in (RUN_FILE, STATUS_FILE))
+        if is_run:  # the runs of a sweep are below its own folder
+            depth = DEPTH if (folder / SWEEP_FILE).is_file() else 0
+        children = sorted(path for path in folder.iterdir() if path.is_dir()) if depth else []
     except OSError:
         return  # a folder of somebody else
+    if is_run:
+        yield folder
     for child in sorted(children, key=Path.is_symlink):
         if not child.name.startswith(".") and child.name != "archive":
             yield from _run_directories(child, depth - 1, seen)
