@@ -125,6 +125,8 @@ def main() -> None:
         each for each in BENCHMARKS if (each.name in given.only if given.only else not each.long)
     ]
     print(f"{time.strftime('%Y-%m-%d %H:%M')}  {described()}", flush=True)
+    if given.quick:
+        print("--quick: small sizes and single runs, to see that they run; the figures say nothing")
     rows = []
     for benchmark in chosen:
         print(f"\n== {benchmark.name}: {benchmark.what}", flush=True)

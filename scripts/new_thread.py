@@ -8,6 +8,7 @@ and leaves a run directory. Replace the line by your job, one room after the oth
 """
 
 import argparse
+import importlib.util
 import keyword
 import re
 import sys
@@ -242,11 +243,13 @@ def write_thread(name: str, job: str, root: Path = ROOT) -> Path:
     package = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or keyword.iskeyword(package):
         sys.exit(f"{name!r} cannot name a command: lower case letters, digits and '-'")
-    if package in sys.stdlib_module_names or '"' in job or "\\" in job:
-        sys.exit(f"{name!r} is a module of Python's, or the job holds a quote")
+    if '"' in job or "\\" in job or "\n" in job:
+        sys.exit("the job is one line without quotes and backslashes")
     folder = root / "packages" / package
     if folder.exists():
         sys.exit(f"{folder} is there already")
+    if package in sys.stdlib_module_names or importlib.util.find_spec(package) is not None:
+        sys.exit(f"{name!r} would hide the module {package} of Python or of a dependency")
     values = {"command": name, "package": package, "job": job.rstrip(".")}
     values["imports"] = "\n".join(sorted(line.format(**values) for line in IMPORTED_BY_TEST))
     for path, text in FILES.items():

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loom.config import Config, read_yaml
+from loom.config import Config, differences, read_yaml
 from loom.errors import UserError
 from loom.evaluation.statistics import Interval, mean_interval
 from loom.files import read_json, write_atomic
@@ -107,7 +107,7 @@ def record(
         name: An experiment.
         runs: Directories of runs, or of sweeps of them.
         folder: Of the experiments.
-        on_notice: Told of each run what is too long to be kept.
+        on_notice: Told of each run what is too long to be kept, and whose record it replaces.
 
     Raises:
         UserError: No such experiment, no run, two runs of one name, or a figure of a table that is
@@ -139,6 +139,9 @@ def record(
     for own, content in contents.items():
         place = folder / "records" / name / f"{own}.json"
         place.parent.mkdir(parents=True, exist_ok=True)
+        before = read_json(place).get("config", {}) if place.is_file() else content["config"]
+        if changes := differences(before, content["config"]):
+            on_notice(f"{own}: replaces the record of other settings: {'; '.join(changes[:3])}")
         lines = [f'"{key}": {_json(value)}' for key, value in content.items()]
         write_atomic(place, "{\n" + ",\n".join(lines) + "\n}\n")
         written.append(place)
@@ -296,7 +299,7 @@ def _found(key: str, name: str, content: Mapping[str, Any], element: Mapping[str
 
 def _shown(value: Any, key: str) -> str:
     form = key.partition(" :")[2]
-    if isinstance(value, list) and value:
+    if isinstance(value, list):
         return _mean(value, form)
     if value is None or isinstance(value, bool):
         return {None: "", True: "yes", False: "no"}[value]

@@ -36,10 +36,17 @@ def test_a_new_thread_trains_and_passes_its_own_tests_and_the_linter(tmp_path):
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
-@pytest.mark.parametrize("name", ["", "Upper", "9lives", "a/b", "../x", "class", "json"])
+@pytest.mark.parametrize("name", ["", "Upper", "9lives", "a/b", "../x", "class", "json", "torch"])
 def test_a_name_that_cannot_be_one_is_refused(tmp_path, name):
     with pytest.raises(SystemExit):
         write_thread(name, "A job", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("job", ['Say "no"', "Count\nwords", "C:\\words"])
+def test_a_job_that_would_break_the_files_is_refused(tmp_path, job):
+    with pytest.raises(SystemExit, match="one line"):
+        write_thread("words", job, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -196,6 +196,18 @@ def test_two_runs_that_would_share_a_record_are_refused(folder):
         results.record("agent", runs, folder)
 
 
+def test_a_record_that_replaces_one_of_other_settings_is_named(folder):
+    heard: list[str] = []
+    run = run_of(folder, "one/s", 1.0)
+    facts = json.loads((run / "run.json").read_text())
+    for _ in range(2):
+        results.record("agent", [run], folder, heard.append)
+    (run / "run.json").write_text(json.dumps(facts | {"config": {"data": "lego", "lr": 0.5}}))
+    results.record("agent", [run], folder, heard.append)
+    replaced = [notice for notice in heard if "replaces" in notice]
+    assert replaced == ["s: replaces the record of other settings: lr: absent -> 0.5"]
+
+
 def test_a_column_that_no_record_fills_is_named_and_a_mean_over_no_column_is_refused(folder):
     results.record("agent", [run_of(folder, "s", 1.0)], folder)
     path = folder / "t.yaml"
@@ -219,6 +231,7 @@ def test_runs_of_one_name_are_kept_apart_and_a_list_is_shown_as_its_mean(folder)
     assert names == ["a-seed-0.json", "b-seed-0.json"]
     # Of 1 and 2 the mean is 1.5, and t of one degree of freedom at 97.5 % is 12.706.
     assert "| 1.5 [-4.853, 7.853] |" in results.page(folder)
+    assert results._shown([], "psnr_gain_db :.2f") == ""  # a reference has no gain
 
 
 def test_what_is_no_experiment_and_no_run_is_refused(folder):

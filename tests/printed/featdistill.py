@@ -90,6 +90,11 @@ FEATDISTILL = Chain(
         step("featdistill export RUN FILE.onnx"),
         Step(("featdistill view RUN",), plus="--port 0", until="http://"),
         step("featdistill study", plus=f"--seeds 0,1 {_STUDENT} train.max_steps=2"),
+        step(
+            "featdistill study --root runs/lego-study data.scene=LEGO "
+            "data.teacher=runs/lego-teacher data.width=200 train.max_steps=2000",
+            plus=f"--seeds 0 {_STUDENT} data.width=28 train.max_steps=2",
+        ),
     ),
     begin=configurations,
     small=sizes,

@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, damage is found, nothing is lost."""
 
+import errno
 import json
 import math
 import os
@@ -92,6 +93,43 @@ def test_an_infinite_score_is_the_best(checkpoints):
     checkpoints.save(2, state_of(2), metric=1e30)
     assert checkpoints.best() == checkpoints.folder(1)
     assert checkpoints.best_metric() == math.inf
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "null",
+        "{}",
+        '{"folder": 5, "metric": 1}',
+        '{"folder": "../elsewhere", "metric": 1}',
+        '{"folder": "step_000003", "metric": "much"}',
+        '{"folder": "step_000003", "metric": null}',
+    ],
+)
+def test_a_pointer_that_names_no_checkpoint_is_refused_and_not_followed(checkpoints, content):
+    filled(checkpoints)
+    (checkpoints.directory.parent / "elsewhere").mkdir()
+    (checkpoints.directory / "best.json").write_text(content)
+    for ask in (checkpoints.best, checkpoints.best_metric):
+        with pytest.raises(UserError, match=r"best\.json: not what Loom wrote"):
+            ask()
+
+
+def test_a_checkpoint_whose_digest_could_not_be_made_is_not_kept(checkpoints, monkeypatch):
+    filled(checkpoints, (1,))
+    opened = Path.open
+
+    def no_second_reader(path: Path, mode: str = "r", **options):
+        if path.name == "state.pt" and mode == "rb":
+            raise OSError(errno.EIO, "input/output error")
+        return opened(path, mode, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", no_second_reader)
+        with pytest.raises(UserError, match="step 2 was not written: input/output error"):
+            checkpoints.save(2, state_of(2))
+    assert checkpoints.steps() == checkpoints.intact_steps() == [1]
 
 
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.99, "the last bytes"])

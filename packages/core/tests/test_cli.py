@@ -2,6 +2,8 @@
 
 import errno
 import json
+import math
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,8 +15,10 @@ import typer
 from loom import cli
 from loom.__main__ import app
 from loom.config import Config
+from loom.drawing import print_json
 from loom.errors import GateMissed, UserError
 from loom.files import write_json
+from loom.schedule import Constant
 from typer.testing import CliRunner
 
 runner = CliRunner()
@@ -209,6 +213,32 @@ def test_config_show_gives_every_value_its_origin(tmp_path):
     for wrong in ("loom.cli:app", "nowhere:X", "loom.cli:nothing"):
         shown = runner.invoke(app, ["config", "show", "--model", wrong])
         assert shown.exit_code == 2
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+class Endless(Config):
+    ceiling: float = math.inf
+
+    def schedules(self):
+        return {"ceiling": Constant(self.ceiling)}
+
+
+def test_infinity_is_text_in_what_programs_read(monkeypatch):
+    monkeypatch.setattr(cli, "_import_model", lambda name: Endless)
+    shown = runner.invoke(app, ["config", "show", "--model", "x", "--json"]).stdout
+    assert json.loads(shown, parse_constant=refuse)["settings"] == {"ceiling": "Infinity"}
+    shown = runner.invoke(app, ["schedule", "--model", "x", "--steps", "1", "--json"]).stdout
+    assert json.loads(shown, parse_constant=refuse)["ceiling"][0] == [0, "Infinity"]
+
+
+def test_a_name_that_is_not_utf8_is_json_too(capsys):
+    print_json({"path": os.fsdecode(b"caf\xe9"), "phase": "特徴"})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"path": "caf\udce9", "phase": "特徴"}
+    assert "特徴" in out
 
 
 def test_config_show_knows_the_groups_of_its_application(tmp_path):

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from loom import doctor
+from loom import doctor, processors
 from loom.doctor import Check, Finding
 from loom.errors import UserError
 
@@ -107,6 +107,18 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch):
     assert "torch build" in finding.fix
     monkeypatch.setattr(doctor, "_driver_gpus", list)
     assert doctor.check_gpu().level == "ok"
+
+
+def test_more_threads_than_processors_is_a_warning_with_the_number_to_set(monkeypatch):
+    monkeypatch.setattr(processors, "usable_processors", lambda: 2)
+    monkeypatch.setattr(doctor, "probe_torch", lambda: {"threads": 64})
+    finding = doctor.check_processors()
+    assert finding.level == "warn"
+    assert finding.fix == "export OMP_NUM_THREADS=2"
+    monkeypatch.setattr(doctor, "probe_torch", lambda: {"threads": 2})
+    assert doctor.check_processors().level == "ok"
+    monkeypatch.setattr(doctor, "probe_torch", lambda: "torch is not here")
+    assert doctor.check_processors().level == "ok"
 
 
 def test_a_second_copy_of_a_package_is_a_failure_that_names_both(tmp_path):

@@ -94,6 +94,14 @@ def test_nan_is_refused_in_json(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_name_that_is_not_utf8_is_kept(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    files.write_json(tmp_path / "a.json", {"command": name})
+    assert files.read_json(tmp_path / "a.json") == {"command": name}
+    files.append_line(tmp_path / "log.txt", name)
+    assert (tmp_path / "log.txt").read_text() == "caf\\udce9\n"
+
+
 def test_a_torn_last_line_is_closed_before_the_next(tmp_path):
     path = tmp_path / "metrics.jsonl"
     files.append_line(path, '{"step": 1}')

@@ -17,7 +17,7 @@ from loom.errors import UserError
 from loom.jobs import Job, Sweep
 from loom.jobs import executor as executor_named
 from loom.jobs_array import chains
-from loom.jobs_sbatch import Sbatch, cancel
+from loom.jobs_sbatch import Sbatch, _Tail, cancel
 
 
 @pytest.fixture
@@ -34,6 +34,13 @@ def slurm(tmp_path, monkeypatch):
 
 def shell(name: str, script: str, **options) -> Job:
     return Job(name, ["/bin/sh", "-c", script], **options)
+
+
+def test_an_event_that_a_kill_has_torn_is_passed_over(tmp_path):
+    tail = _Tail(tmp_path / "events.jsonl")
+    whole = '{"time": 1.0, "kind": "done", "job": "a", "detail": ""}\n'
+    (tmp_path / "events.jsonl").write_text(whole + whole[:30] + "\n[1]\n" + whole)
+    assert [event.job for event in tail] == ["a", "a"]
 
 
 def executor(slots: int | None = None, **options) -> Sbatch:

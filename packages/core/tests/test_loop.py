@@ -307,6 +307,12 @@ def test_a_fatal_gate_stops_the_run_at_its_step(tmp_path):
     assert '"gate_missed"' in (tmp_path / "status.json").read_text(encoding="utf-8")
 
 
+def test_both_ends_of_a_range_are_told(tmp_path):
+    gates = [Gate(SCORE, ">=", 20.0), Gate(SCORE, "<=", 10.0)]
+    with pytest.raises(GateMissed, match="is not >= 20 at the end; .* is not <= 10 at the end"):
+        fit_line(tmp_path, steps=2, gates=gates, evaluate=scoring(50, [15.0]))
+
+
 def test_other_gates_let_the_run_end_and_then_fail_it(tmp_path):
     gates = [Gate(SCORE, ">=", 20.0, at="step 2"), Gate(SCORE, ">=", 30.0)]
     with pytest.raises(GateMissed, match="is not >= 20 at step 2; .* is not >= 30 at the end"):

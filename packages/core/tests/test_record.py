@@ -154,7 +154,21 @@ def test_a_row_that_was_not_written_whole_is_dropped_with_a_notice(tmp_path):
     assert [row["step"] for row in read_records(tmp_path)] == [1, 6]
 
 
-@pytest.mark.parametrize("damage", [b"\0" * 40, b'{"time": 3}', b"[1, 2]", b'{"step": "x"}'])
+DAMAGED = [
+    b"\0" * 40,
+    b'{"time": 3}',
+    b"[1, 2]",
+    b'{"step": "x"}',
+    b'{"step": [1]}',
+    b'{"step": 1.5}',
+    b'{"step": null}',
+    b'{"step": "NaN"}',
+    b'{"step": 1, "x": [2]}',
+    b'{"step": 1, "x": {"y": 2}}',
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_row_is_named_by_file_and_line(tmp_path, damage):
     with Records(tmp_path) as records:
         records.record(1, {"x": 1.0})
@@ -170,6 +184,17 @@ def test_a_damaged_row_is_named_by_file_and_line(tmp_path, damage):
 def test_an_event_file_has_a_point_to_draw_from_its_beginning(tmp_path):
     Records(tmp_path).close()
     assert scalars(tmp_path, "run/started") == [(0, 1.0)]
+
+
+def test_a_strangers_event_file_does_no_harm(tmp_path):
+    folder = tmp_path / "tensorboard"
+    folder.mkdir()
+    (folder / "events.out.tfevents.copy.host.1").write_bytes(b"")
+    (folder / "events.out.tfevents.2000000000.host.1").write_bytes(b"")
+    with Records(tmp_path) as records:
+        records.record(1, {"x": 1.0})
+    stamps = [path.name.split(".")[3] for path in folder.iterdir()]
+    assert sorted(stamps) == ["2000000000", "2000000001", "copy"]  # ours is read last
 
 
 def test_rows_of_another_run_are_refused(tmp_path):

@@ -71,6 +71,13 @@ def test_the_saved_configuration_runs_again_as_it_is(finished, tmp_path):
         assert run.config == again
 
 
+def test_a_git_that_does_not_answer_is_no_clean_checkout(tmp_path, monkeypatch):
+    answers = {"rev-parse": b"0123\n", "diff": None, "status": b""}
+    monkeypatch.setattr(provenance, "_git", lambda folder, *words: answers[words[0]])
+    assert provenance.git_state(str(tmp_path)) == {"commit": "0123", "dirty": "unknown"}
+    assert provenance.shown_changes("unknown") == "changes unknown, git did not answer"
+
+
 def test_the_digest_of_uncommitted_changes_follows_them(tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=x", "-c", "user.email=x@y"]

@@ -106,13 +106,20 @@ def test_a_run_is_judged_by_the_metric_of_its_first_gate_and_its_newest_value(tm
         run / "gates.json",
         [
             gate("metric/psnr_db", False, 9.0, "every 10"),
-            gate("metric/psnr_db", True, 30.0, "every 10"),
+            gate("metric/psnr_db", True, 30.0, "every 10") | {"step": 20},
             gate("metric/ssim", False, None),
         ],
     )
     found = summary(run)
     assert (found.metric, found.value) == ("psnr_db", 35.5)
     assert (found.gates_passed, found.gates) == (1, 2)  # the last answer of each counts
+
+
+def test_two_gates_that_ask_for_one_metric_at_one_time_count_as_two(tmp_path):
+    run = write_run(tmp_path / "a")
+    both = [gate("metric/score", False, 3.0), gate("metric/score", True, 3.0)]
+    write_json(run / "gates.json", [each | {"step": 10} for each in both] + both)
+    assert (summary(run).gates_passed, summary(run).gates) == (1, 2)
 
 
 def test_a_gate_lends_its_value_where_the_status_has_none(tmp_path):
@@ -136,6 +143,21 @@ def test_the_age_counts_from_the_beginning_in_its_own_time_zone(tmp_path):
     began = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() - 3600 + 7200)) + "+0200"
     write_json(run / "run.json", {"thread": "demo", "began": began})
     assert summary(run).age_s == pytest.approx(3600, abs=30)
+
+
+def test_a_run_that_links_lead_to_is_listed_once_and_by_its_own_name(tmp_path):
+    sweep = write_run(tmp_path / "runs" / "sweep")
+    write_json(sweep / "sweep.json", {})
+    write_run(sweep / "seed-0")
+    (tmp_path / "runs" / "latest").symlink_to(sweep)
+    (sweep / "again").symlink_to(sweep)
+    elsewhere = write_run(tmp_path / "large-disk" / "b")
+    (tmp_path / "runs" / "a").symlink_to(elsewhere)
+    found = {
+        str(Path(each.path).relative_to(tmp_path / "runs")) for each in find_runs(tmp_path / "runs")
+    }
+    assert found == {"sweep", "sweep/seed-0", "a"}
+    assert len(find_runs(tmp_path / "runs")) == 3
 
 
 def test_a_list_of_a_thousand_runs_takes_less_than_two_seconds(tmp_path):
@@ -354,6 +376,15 @@ def test_the_index_tells_the_seeds_of_two_conditions_apart(tmp_path):
     assert "in runs<" in page
 
 
+def test_the_index_calls_a_run_as_the_link_to_it(tmp_path):
+    write_run(tmp_path / "runs" / "b", state="finished")
+    elsewhere = write_run(tmp_path / "large-disk" / "0017", state="finished")
+    (tmp_path / "runs" / "wide").symlink_to(elsewhere)
+    page = write_index(tmp_path / "runs" / ".." / "runs").read_text()
+    assert '<a href="wide/report.html">wide</a>' in page
+    assert "in runs<" in page
+
+
 def checkout(folder: Path) -> tuple[Path, str]:
     """Make a repository with one commit, and a change that is not committed."""
     (folder / "src").mkdir(parents=True)
@@ -371,10 +402,10 @@ def checkout(folder: Path) -> tuple[Path, str]:
     return folder / "src", git("rev-parse", "HEAD")
 
 
-def packed(tmp_path: Path) -> tuple[Path, Path]:
+def packed(tmp_path: Path, source: Path | None = None) -> tuple[Path, Path]:
     from loom.provenance import git_state
 
-    source, _ = checkout(tmp_path / "code")
+    source = source if source is not None else checkout(tmp_path / "code")[0]
     run = write_run(tmp_path / "runs" / "a", state="finished")
     facts = {
         "thread": "demo",
@@ -417,6 +448,23 @@ def test_a_snapshot_says_when_the_code_is_no_longer_what_the_run_began_with(tmp_
     with zipfile.ZipFile(target) as archive:
         assert "uncommitted.patch" not in archive.namelist()
         assert json.loads(archive.read("manifest.json"))["notices"] == notices
+
+
+def test_a_snapshot_holds_the_code_that_git_does_not_track(tmp_path):
+    source, _ = checkout(tmp_path / "code")
+    (source / "new.py").write_text("y = 1\n")
+    (source / "data.bin").write_bytes(b"0" * (1 << 20) + b"1")
+    (source / "link.py").symlink_to("/etc/hostname")
+    run, _ = packed(tmp_path, source)
+    target, notices = snapshot(run, "new")
+    with zipfile.ZipFile(target) as archive:
+        members = [name for name in archive.namelist() if name.startswith("untracked")]
+        assert members == ["untracked/src/new.py"]
+        assert archive.read(members[0]) == b"y = 1\n"
+    assert notices == [
+        "not tracked by git, packed as they are now: untracked/src/new.py",
+        "not tracked by git, too large to be packed: src/data.bin",
+    ]
 
 
 @pytest.mark.parametrize("tag", ["", "../x", "a/b", ".hidden", "a b", "x" * 101])

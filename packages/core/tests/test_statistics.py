@@ -216,6 +216,12 @@ UNDEFINED = {
     ),
     "0 events and 3 other values": lambda rng: room.auc(np.arange(3.0), np.zeros(3)),
     "3 events and 0 other values": lambda rng: room.auc(np.arange(3.0), np.ones(3)),
+    "not finite for 1 of 3 labellings": lambda rng: room.shift_test(
+        np.arange(3.0), [1, 0, 0], rng, statistic=lambda x, e: math.nan if e[0] else 0.0
+    ),
+    "not finite for 2 of 3 labellings": lambda rng: room.shift_test(
+        np.arange(3.0), [1, 0, 0], rng, statistic=lambda x, e: 0.0 if e[0] else math.nan
+    ),
     "0 trials": lambda rng: room.wilson_interval(0, 0),
     "agree in every case": lambda rng: room.mcnemar(0, 0),
     "1 run, an interval needs 2": lambda rng: room.stratified_interval([[1.0, 2.0]], rng),

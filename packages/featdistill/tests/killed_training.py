@@ -6,6 +6,7 @@ once killed with SIGKILL at random moments and resumed each time, in forked chil
 import of torch.
 `killed_training.py observe FOLDER ARGUMENT...` runs it in this process, which torchrun may have
 started, and writes the rays that its batches held.
+`killed_training.py tarry SECONDS ARGUMENT...` runs it in this process and judges it so much later.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from featdistill import supervision, training_run
+from featdistill.assess import Assessment
 from featdistill.cli import main as featdistill
 from featdistill.config import TrainConfig
 from featdistill.models.student import Student
@@ -126,6 +129,18 @@ def observe(folder: Path, arguments: list[str]) -> int:
     return code
 
 
+def tarry(seconds: float, arguments: list[str]) -> int:
+    """Train; before the judgement leave the other processes time to end."""
+    judge = training_run.judge
+
+    def late(*given: Any) -> Assessment:
+        time.sleep(seconds)
+        return judge(*given)
+
+    training_run.judge = late
+    return run(["train", *arguments])
+
+
 def import_what_training_imports() -> None:
     """Load what torch and the run import at first use, for all children at once."""
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])
@@ -137,9 +152,11 @@ def import_what_training_imports() -> None:
 
 
 if __name__ == "__main__":
-    mode, place = sys.argv[1], Path(sys.argv[2])
+    mode, first = sys.argv[1:3]
     if mode == "kill":
         import_what_training_imports()
-        kill_until_done(place, int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])
+        kill_until_done(Path(first), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])
+    elif mode == "observe":
+        raise SystemExit(observe(Path(first), sys.argv[3:]))
     else:
-        raise SystemExit(observe(place, sys.argv[3:]))
+        raise SystemExit(tarry(float(first), sys.argv[3:]))

@@ -27,15 +27,25 @@ LIGHT = (
 )
 
 
-def script(*arguments: str | Path, launcher: tuple[str, ...] = ()) -> str:
-    """Run the script with one thread; return what it printed."""
-    done = subprocess.run(
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+
+
+def launch(
+    *arguments: str | Path, launcher: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run the script with one thread."""
+    return subprocess.run(
         [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=1800,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
     )
+
+
+def script(*arguments: str | Path, launcher: tuple[str, ...] = ()) -> str:
+    """Run the script with one thread; return what it printed."""
+    done = launch(*arguments, launcher=launcher)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -111,8 +121,7 @@ def test_a_run_killed_twenty_times_ends_with_the_bits_of_an_uninterrupted_one(ti
 @pytest.mark.dist
 def test_two_processes_take_the_steps_rates_and_rays_of_one(tiny, tmp_path):
     settings = (*tiny.settings, *LIGHT, "train.max_steps=60", "log_interval=1", "prune.at=[0.5]")
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
-    for name, prefix in (("one", ()), ("two", launcher)):
+    for name, prefix in (("one", ()), ("two", TWO_PROCESSES)):
         (tmp_path / name).mkdir()
         place = tmp_path / name
         script("observe", place, *settings, "--run-dir", place / "run", launcher=prefix)
@@ -146,3 +155,16 @@ def test_two_processes_take_the_steps_rates_and_rays_of_one(tiny, tmp_path):
         assert (ours_there - there).norm() < limit * there.norm(), name
     last = [read_records(place / "run")[-1]["metric/psnr_db"] for place in (one, two)]
     assert last[0] == pytest.approx(last[1], abs=0.2)
+
+
+@pytest.mark.dist
+def test_a_process_that_missed_a_gate_waits_for_the_judgement_and_page_of_the_first(tiny, tmp_path):
+    """Torchrun ends all processes when one has failed, also the first in its judgement."""
+    run = tmp_path / "run"
+    gate = "gates=[{metric: metric/psnr_db, op: '>=', threshold: 99}]"
+    settings = (*tiny.settings, *LIGHT, "train.max_steps=20", "prune.at=[]", gate)
+    done = launch("tarry", "8", *settings, "--run-dir", run, launcher=TWO_PROCESSES)
+    assert done.returncode != 0
+    assert "is not >= 99" in done.stderr
+    assert (run / "evaluation" / "student_against_teacher.json").is_file(), done.stderr
+    assert "This run missed a gate" in (run / "report.html").read_text(encoding="utf-8")

@@ -91,9 +91,9 @@ def test_the_table_holds_means_intervals_and_gains_within_seeds(tmp_path):
     assert rows[REFERENCE]["feature_cosine"] == [None, None, None]
     low, high = stats.t.interval(0.95, 2, 0.5, stats.sem([0.5, 0.4, 0.6]))
     lines = {line.split("|")[1].strip(): line for line in markdown(tmp_path).splitlines()}
-    assert f"| 0.5 [{low:.4g}, {high:.4g}] |" in lines["L2, per pixel"]
-    assert "| 0.9 [0.9, 0.9] |" in lines["L2, per pixel"]
-    assert lines["cos, per pixel"].split("|")[2].strip() == "31"
+    assert f"| +0.50 [{low:+.2f}, {high:+.2f}] |" in lines["L2, per pixel"]
+    assert "| 0.900 [0.900, 0.900] |" in lines["L2, per pixel"]
+    assert lines["cos, per pixel"].split("|")[2].strip() == "31.00"
     assert lines["opacity towards 0.05"].replace(" ", "").endswith("||||||")
     assert "not evaluated" in page
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,10 @@ from featdistill.config import (
 )
 from featdistill.features import FeatureScaling
 from featdistill.glance import Glance
+from featdistill.models import occupancy
+from featdistill.models.student import Student
 from featdistill.restore import restore_student
+from featdistill.student_config import StudentConfig
 from featdistill.supervision import PointSampler, RaySampler
 from featdistill.teacher_frames import TeacherFrames, each_frame, foreground, render_frames
 from featdistill.teacher_views import teacher_of
@@ -134,6 +138,29 @@ def test_a_whole_training_that_missed_a_gate_is_judged_all_the_same(tiny, comman
     assert status(run)["state"] == "gate_missed"
     assert (run / "evaluation" / "student_against_teacher.json").is_file()
     assert "This run missed a gate" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("steps", "apart", "enough"), [(20, "2.9", 40), (40, "1.5", None)], ids=["coarse", "fine"]
+)
+def test_samples_that_lie_too_far_apart_are_named_with_a_remedy(teacher, steps, apart, enough):
+    """A pixel is 0.06 wide at a distance of 3 and a focal length of 50; the box is 3.5 long."""
+    box = torch.tensor([[-1.75, -1.0, -1.0], [1.75, 1.0, 1.0]])
+    config = StudentConfig(steps_per_axis=steps, grid_resolution=2, occupancy_resolution=8)
+    occupied = torch.ones(occupancy.voxel_shape(box, 8), dtype=torch.uint8)
+    student = Student(config, box, occupied, torch.Generator())
+    cameras = replace(teacher.training, focal_px=50.0)
+    said: dict[str, list[str]] = {"info": [], "warn": []}
+
+    class Run:
+        info, warn = said["info"].append, said["warn"].append
+
+    seen_from = teacher._replace(training=cameras, typical_distance=3.0)
+    training._announce_spacing(student, seen_from, Run())
+    assert said["info"] == [f"[student] samples along a ray lie {apart} pixels apart"]
+    assert bool(said["warn"]) == (enough is not None)
+    if enough is not None:
+        assert f"; {enough} puts them 1.5 apart" in said["warn"][0]
 
 
 # Runs that must not go on -------------------------------------------------------------------------

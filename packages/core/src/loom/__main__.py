@@ -34,16 +34,14 @@ def runs(
     as_json: JsonOption = False,
 ) -> None:
     """List the runs below a folder, the newest last."""
-    import json
     from dataclasses import asdict
 
-    from loom.drawing import print_table
-    from loom.record import json_safe
+    from loom.drawing import print_json, print_table
     from loom.runs import find_runs, shown_age, shown_gates
 
     found = find_runs(root)
     if as_json:
-        typer.echo(json.dumps(json_safe([asdict(each) for each in found]), indent=2))
+        print_json([asdict(each) for each in found])
         return
     if not found:
         typer.echo(f"{root}: no runs")
@@ -64,13 +62,15 @@ def watch(
     as_json: JsonOption = False,
 ) -> None:
     """Follow a run until it ends; exit code 0 if it went well, 3 for a missed gate, else 1."""
-    import json
-
+    from loom.drawing import print_json
     from loom.runs import EXIT_CODES, follow, status_line
 
     status: dict[str, Any] = {}
     for status in follow(run, once=once):
-        typer.echo(json.dumps(status) if as_json else status_line(status))
+        if as_json:
+            print_json(status, indent=None)
+        else:
+            typer.echo(status_line(status))
     raise typer.Exit(EXIT_CODES.get(str(status.get("state")), 1))
 
 
@@ -86,19 +86,17 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two runs, or two folders of runs that differ in their seed: settings and metrics."""
-    import json
     from dataclasses import asdict
 
     from loom.comparison import compare as compare_runs
     from loom.comparison import comparison_report, with_interval
-    from loom.drawing import print_table
-    from loom.record import json_safe
+    from loom.drawing import print_json, print_table
 
     found = compare_runs(first, second)
     page = comparison_report(found).write(html) if html is not None else None
     if as_json:
-        metrics = json_safe([asdict(row) for row in found.metrics])
-        typer.echo(json.dumps({"settings": found.settings, "metrics": metrics}, indent=2))
+        metrics = [asdict(row) for row in found.metrics]
+        print_json({"settings": found.settings, "metrics": metrics})
         return
     typer.echo("\n".join(found.settings) if found.settings else "the settings are the same")
     if found.metrics:
@@ -170,7 +168,7 @@ def info(as_json: JsonOption = False) -> None:
 
     found = toolchain()
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2, default=str))
+        typer.echo(json.dumps(asdict(found), indent=2, default=str))  # its paths as text
         return
     for name, value in vars(found).items():
         if name != "artefacts":
@@ -182,8 +180,7 @@ def info(as_json: JsonOption = False) -> None:
 @ext.command()
 def build(as_json: JsonOption = False) -> None:
     """Compile the kernels of every installed package; exit code 1 if one cannot be."""
-    import json
-
+    from loom.drawing import print_json
     from loom.native import Library
     from loom.native.inventory import build_all
 
@@ -197,7 +194,7 @@ def build(as_json: JsonOption = False) -> None:
         if not as_json:
             typer.echo(f"{each.package} {each.name} {each.seconds:.1f} s: {said}")
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(rows)
     raise typer.Exit(int(missing > 0))
 
 

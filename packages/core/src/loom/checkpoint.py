@@ -105,9 +105,8 @@ class Checkpoints:
 
     def best_metric(self) -> float | None:
         """Return the metric that `best` was saved with."""
-        if self.best() is None:
-            return None
-        return float(read_json(self.directory / "best.json")["metric"])
+        pointer = self._pointer("best")
+        return None if pointer is None else float(pointer["metric"])
 
     def save(
         self,
@@ -239,11 +238,26 @@ class Checkpoints:
         write_json(self.directory / f"{name}.json", pointer)
 
     def _pointed(self, name: str) -> Path | None:
-        pointer = self.directory / f"{name}.json"
-        if not pointer.exists():
+        pointer = self._pointer(name)
+        return None if pointer is None else self.directory / pointer["folder"]
+
+    def _pointer(self, name: str) -> dict[str, Any] | None:
+        """Return what a pointer says; None without one, or where its checkpoint is gone."""
+        path = self.directory / f"{name}.json"
+        if not path.exists():
             return None
-        folder = self.directory / str(read_json(pointer)["folder"])
-        return folder if folder.is_dir() else None
+        pointer = read_json(path)
+        try:
+            sound = _NAME.fullmatch(pointer["folder"]) is not None
+            sound = sound and (name != "best" or not math.isnan(float(pointer["metric"])))
+        except (KeyError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise UserError(
+                f"{path}: not what Loom wrote",
+                hint="remove it; it only names one of the checkpoints, which are as they were",
+            )
+        return pointer if (self.directory / pointer["folder"]).is_dir() else None
 
     def _prune(self) -> None:
         kept = {self.best(), self.final()}

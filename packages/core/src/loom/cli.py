@@ -253,9 +253,8 @@ def add_config_commands(
         as_json: JsonOption = False,
     ) -> None:
         """Print the merged settings, each with the file and line it came from."""
-        import json
-
         from loom.config import plain, resolve, show
+        from loom.drawing import print_json
         from loom.runs import saved_config, saved_origins
 
         config, overrides = _config_and_overrides(settings, config)
@@ -265,7 +264,7 @@ def add_config_commands(
             resolved = resolve(_import_model(model), config, overrides, groups=groups)
             merged, origins = plain(resolved.config), resolved.origins
         if as_json:
-            typer.echo(json.dumps({"settings": merged, "origins": origins}, indent=2))
+            print_json({"settings": merged, "origins": origins})
         else:
             typer.echo(show(merged, origins))
 
@@ -280,15 +279,16 @@ def add_config_commands(
         as_json: JsonOption = False,
     ) -> None:
         """Draw every value that changes over training."""
-        import json
-
         from loom.config import resolve
-        from loom.drawing import schedule_lines, schedule_values
+        from loom.drawing import print_json, schedule_lines, schedule_values
 
         config, overrides = _config_and_overrides(settings, config)
         resolved = resolve(_import_model(model), config, overrides, groups=groups)
         values = schedule_values(resolved.config, steps)
-        typer.echo(json.dumps(values) if as_json else "\n".join(schedule_lines(values)))
+        if as_json:
+            print_json(values, indent=None)
+        else:
+            typer.echo("\n".join(schedule_lines(values)))
 
 
 def _config_and_overrides(

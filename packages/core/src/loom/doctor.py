@@ -1,8 +1,9 @@
 """What is wrong with this machine, each finding with one line that mends it.
 
 A check is a name and a function that returns a `Finding`. Those of the core look at what has cost
-people days: a torch that does not see the GPU, a missing compiler, a full or tiny disk, a second
-copy of a package on the path, and variables or `.pth` files that quietly change what is imported.
+people days: a torch that does not see the GPU or starts more threads than may run, a missing
+compiler, a full or tiny disk, a second copy of a package on the path, and variables or `.pth` files
+that quietly change what is imported.
 
 A thread names its checks in its `pyproject.toml`, where `loom doctor` finds those of all packages:
 
@@ -120,6 +121,7 @@ def core_checks(distribution: str = "loom-core") -> list[Check]:
     return [
         Check("python", check_python),
         Check("torch", check_torch),
+        Check("processors", check_processors),
         Check("gpu", check_gpu),
         Check("compiler", check_compiler),
         Check("nvcc", check_nvcc),
@@ -191,6 +193,18 @@ def check_torch() -> Finding:
         return Finding("fail", f"torch cannot be imported: {facts}", "run `uv sync` again")
     built = f"built for CUDA {facts['cuda']}" if facts["cuda"] else "built without CUDA"
     return Finding("ok", f"{facts['version']}, {built}, {facts['threads']} threads")
+
+
+def check_processors() -> Finding:
+    """Check that torch starts no more threads than a container's quota lets run."""
+    from loom.processors import usable_processors
+
+    usable = usable_processors()
+    facts = probe_torch()
+    if isinstance(facts, dict) and facts["threads"] > usable:
+        detail = f"{usable} may be used here, torch starts {facts['threads']} threads"
+        return Finding("warn", detail, f"export OMP_NUM_THREADS={usable}")
+    return Finding("ok", f"{usable} may be used of {os.cpu_count()}")
 
 
 def check_gpu() -> Finding:
@@ -318,7 +332,7 @@ def check_installs(packages: Sequence[str], search_path: Sequence[str]) -> Findi
 
 def check_commit(package: Path) -> Finding:
     """Check that git can tell a run its commit; it refuses a checkout of somebody else's."""
-    from loom.provenance import git_state
+    from loom.provenance import git_state, shown_changes
 
     checkout = next((each for each in package.parents if (each / ".git").exists()), None)
     if checkout is None:
@@ -331,7 +345,7 @@ def check_commit(package: Path) -> Finding:
             f"git config --global --add safe.directory {shlex.quote(str(checkout))}, "
             "or install git",
         )
-    changes = "with uncommitted changes" if state["dirty"] else "clean"
+    changes = shown_changes(state["dirty"])
     return Finding("ok", f"{str(state['commit'])[:12]} of {checkout}, {changes}")
 
 

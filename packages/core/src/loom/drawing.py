@@ -1,4 +1,4 @@
-"""Tables and schedules as text, for commands that show them."""
+"""Tables, schedules and JSON as text, for commands that show them."""
 
 import json
 import math
@@ -15,6 +15,13 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 60
 
 
+def print_json(value: Any, indent: int | None = 2) -> None:
+    """Print a value as strict JSON: what it lacks, such as infinity, becomes text."""
+    text = json.dumps(json_safe(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    # Names that are not UTF-8 are lone surrogates, which JSON spells \udcff.
+    typer.echo(text.encode("utf-8", "backslashreplace").decode())
+
+
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool = False
 ) -> None:
@@ -26,8 +33,7 @@ def print_table(
         as_json: Print a list of rows by heading instead, for machines.
     """
     if as_json:
-        listed = [dict(zip(columns, row, strict=True)) for row in rows]
-        typer.echo(json.dumps(json_safe(listed), indent=2, ensure_ascii=False, allow_nan=False))
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
     from rich.console import Console
     from rich.table import Table

@@ -81,7 +81,7 @@ def write_atomic(path: Path, data: bytes | str, *, sync: bool = True) -> None:
         UserError: The disk refused; the old content is intact.
     """
     path = Path(path)
-    content = data.encode() if isinstance(data, str) else data
+    content = _encoded(data) if isinstance(data, str) else data
     temporary = path.parent / f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     with explained(path):
         try:
@@ -122,9 +122,18 @@ def append_line(path: Path, line: str, *, sync: bool = False) -> None:
         if size > 0:
             stream.seek(size - 1)
             torn = stream.read(1) != b"\n"
-        stream.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        stream.write((b"\n" if torn else b"") + _encoded(line) + b"\n")
         if sync:
             os.fsync(stream.fileno())
+
+
+def _encoded(text: str) -> bytes:
+    r"""Return text as UTF-8.
+
+    A file name of bytes that are not UTF-8 comes in as lone surrogates (PEP 383). They are written
+    as `\udcff`, which JSON reads back as what it was.
+    """
+    return text.encode("utf-8", "backslashreplace")
 
 
 def sha256_file(path: Path) -> str:

@@ -8,15 +8,17 @@ no gate. Every message names the quantity, its value, the limit and what it mean
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from loom.errors import GateMissed
 from loom.files import write_json
 
 Metrics = Mapping[str, float | None]
+A = TypeVar("A")
 _AT = re.compile(r"preflight|end|step (\d+)|every (\d+)")
 _FORBID = {"extra": "forbid"}  # pydantic reads this where a config holds gates
 
@@ -140,6 +142,23 @@ def evaluate(
 ) -> list[GateResult]:
     """Answer the gates that are due after `step` completed updates."""
     return [_answer(gate, metrics, step) for gate in gates if gate.due(step, end=end)]
+
+
+def by_gate(answers: Iterable[A], field: Callable[[A, str], Any]) -> Iterator[tuple[tuple, A]]:
+    """Yield each answer behind what names its gate.
+
+    Two gates may ask for one metric at one time, such as for both ends of a range. They are told
+    apart by their order, which is the same at every step.
+
+    Args:
+        answers: Of any number of steps, as they were given.
+        field: Returns a field of an answer by its name.
+    """
+    asked: Counter[tuple] = Counter()
+    for answer in answers:
+        metric, at, step = (str(field(answer, name)) for name in ("metric", "at", "step"))
+        yield (metric, at, asked[metric, at, step]), answer
+        asked[metric, at, step] += 1
 
 
 def write_results(path: Path, results: Sequence[GateResult]) -> None:

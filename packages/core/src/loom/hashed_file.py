@@ -38,6 +38,8 @@ class HashedFile:
             self._grown.notify()
         self._thread.join()
         self._file.close()
+        if self.error is not None and exception[0] is None:
+            raise self.error
         self.digest = self._hash.hexdigest()
 
     def write(self, data: Any) -> int:
@@ -63,6 +65,12 @@ class HashedFile:
         os.fsync(self._file.fileno())
 
     def _follow(self) -> None:
+        try:
+            self._hash_what_is_written()
+        except OSError as error:
+            self.error = error
+
+    def _hash_what_is_written(self) -> None:
         buffer = memoryview(bytearray(self._CHUNK))
         done = 0
         with self._path.open("rb", buffering=0) as reader:
@@ -75,5 +83,7 @@ class HashedFile:
                     return
                 while done < size:
                     count = reader.readinto(buffer[: min(self._CHUNK, size - done)])
+                    if not count:
+                        raise OSError(f"{self._path} ends at {done} of {size} bytes")
                     self._hash.update(buffer[:count])
                     done += count

@@ -206,8 +206,11 @@ class _Tail:
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            if line.strip():
-                yield Event(**json.loads(line))
+            try:
+                event = Event(**json.loads(line))
+            except (ValueError, TypeError):
+                continue  # a kill had torn it; status.json is right all the same
+            yield event
 
 
 def _array_in_queue(root: Path) -> str:

@@ -154,10 +154,13 @@ class Ledger:
         Raises:
             GateMissed: A gate was missed on the way or at the end; each is named once.
         """
-        missed = {(r.metric, r.at): r for r in reversed(self._results) if not r.passed}
+        missed: dict[tuple, GateResult] = {}
+        for gate, result in gating.by_gate(self._results, getattr):
+            if not result.passed:
+                missed.setdefault(gate, result)
         self._write_results()
         if distributed.agree(bool(missed) and self._run.is_main):
-            first = list(reversed(missed.values()))
+            first = list(missed.values())
             raise gating.gates_missed(first or ["a gate is missed, see rank 0"])
 
     def _score(self, metrics: Mapping[str, float | None]) -> float | None:

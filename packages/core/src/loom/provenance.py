@@ -131,18 +131,28 @@ def git_state(package_path: str | None) -> dict[str, str | None] | None:
     """Return commit and digest of the uncommitted changes of the checkout that holds a package.
 
     Returns:
-        {"commit": ..., "dirty": sha256 or None}, or None where there is no checkout.
+        {"commit": ..., "dirty": sha256, None, or "unknown" where git does not answer in time}, or
+        None where there is no checkout.
     """
     if package_path is None:
         return None
     commit = _git(package_path, "rev-parse", "HEAD")
     if commit is None:
         return None
-    changes = (_git(package_path, "diff", "HEAD", "--binary") or b"") + (
-        _git(package_path, "status", "--porcelain") or b""
-    )
-    dirty = hashlib.sha256(changes).hexdigest() if changes else None
+    changes = _git(package_path, "diff", "HEAD", "--binary")
+    status = _git(package_path, "status", "--porcelain")
+    if changes is None or status is None:
+        dirty = "unknown"  # a slow disk is no clean checkout
+    else:
+        dirty = hashlib.sha256(changes + status).hexdigest() if changes + status else None
     return {"commit": commit.decode().strip(), "dirty": dirty}
+
+
+def shown_changes(dirty: object) -> str:
+    """Write in words what `git_state` says of uncommitted changes."""
+    if dirty == "unknown":
+        return "changes unknown, git did not answer"
+    return "with uncommitted changes" if dirty else "clean"
 
 
 def machine() -> dict[str, Any]:

@@ -128,7 +128,10 @@ def _complete_lines(path: Path) -> Iterator[tuple[bytes, Row]]:
         try:
             row = json.loads(line)
             row = {k: _NOT_FINITE[v] if isinstance(v, str) else v for k, v in row.items()}
-            row["step"]
+            if not isinstance(row["step"], int):
+                raise ValueError(f"step {row['step']!r}")
+            if not all(value is None or isinstance(value, int | float) for value in row.values()):
+                raise ValueError("a value that is no number")
         except (ValueError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{path}:{number}: not a row of metrics: {line[:60]!r}",
@@ -332,6 +335,7 @@ class _EventFile:
 
 def _event_file_name(folder: Path) -> str:
     """Return a name that sorts after those already there: TensorBoard reads in that order."""
-    stamps = [int(p.name.split(".")[3]) for p in folder.glob("events.out.tfevents.*.*")]
+    names = (path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*.*"))
+    stamps = [int(stamp) for stamp in names if stamp.isdecimal()]  # others are not of TensorBoard
     stamp = max([int(time.time()), *(s + 1 for s in stamps)])
     return f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}"

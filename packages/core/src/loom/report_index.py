@@ -82,23 +82,23 @@ def index_report(
         outdated: Paths of the runs that have recorded more than their reports show.
     """
     states = [each.state for each in summaries]
-    root = Path(os.path.commonpath([Path(each.path).resolve().parent for each in summaries]))
+    root = Path(os.path.commonpath([_place(each.path).parent for each in summaries]))
     report = Report("Runs", f"in {root.name}")
     report.facts({state.replace("_", " "): states.count(state) for state in dict.fromkeys(states)})
     if outdated:
-        names = [Path(path).resolve().relative_to(root).as_posix() for path in outdated]
+        names = [_place(path).relative_to(root).as_posix() for path in outdated]
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         report.warning(
             f"The reports of {', '.join(names[:_NAMED])}{more} are older than the records; "
             "`THREAD report RUN` renews one."
         )
     columns = ("run", "thread", "state", "step", "metric", "value", "gates", "began", "reason")
-    report.table(columns, [_cells(each, base.resolve(), root) for each in reversed(summaries)])
+    report.table(columns, [_cells(each, _place(base), root) for each in reversed(summaries)])
     return report
 
 
 def _cells(each: Summary, base: Path, root: Path) -> list[Cell]:
-    run = Path(each.path).resolve()
+    run = _place(each.path)
     name = run.relative_to(root).as_posix()
     link = Path(os.path.relpath(run / REPORT_FILE, base)).as_posix()
     return [
@@ -112,3 +112,8 @@ def _cells(each: Summary, base: Path, root: Path) -> list[Cell]:
         (each.began or "")[:16].replace("T", " "),
         each.reason or "",
     ]
+
+
+def _place(path: str | Path) -> Path:
+    """Return an absolute path that keeps links: they have the names that the user gave."""
+    return Path(os.path.normpath(Path(path).absolute()))

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 from loom.errors import UserError
 from loom.files import read_json
+from loom.gates import by_gate
 from loom.progress import STATUS_FILE, read_status
+from loom.provenance import shown_changes
 from loom.record import METRICS_FILE, Row, read_records
 from loom.report import Cell, Report
 from loom.report_curves import Curves
@@ -137,8 +139,7 @@ def _summary(run: Mapping[str, Any], status: Mapping[str, Any], rows: list[Row])
             facts[name] = run[key]
     git = run.get("git")
     if isinstance(git, Mapping):
-        changes = "with uncommitted changes" if git.get("dirty") else "clean"
-        facts["commit"] = f"{str(git.get('commit'))[:12]} ({changes})"
+        facts["commit"] = f"{str(git.get('commit'))[:12]} ({shown_changes(git.get('dirty'))})"
     for name, parent in _mapping(run, "parents").items():
         digest = str(parent.get("sha256", ""))[:16] if isinstance(parent, Mapping) else ""
         facts[name] = f"sha256 {digest}…"
@@ -166,13 +167,13 @@ def _gates(path: Path) -> list[Mapping[str, Any]]:
     if not path.exists():
         return []
     answers: list[Mapping[str, Any]] = [dict(answer) for answer in read_json(path)]
-    last: dict[tuple[str, ...], int] = {}
-    for index, answer in enumerate(answers):
-        last[tuple(str(answer.get(key)) for key in ("metric", "at", "limit"))] = index
+    named = by_gate(answers, lambda answer, name: answer.get(name))
+    last = {gate: index for index, (gate, _) in enumerate(named)}
+    kept = set(last.values())
     return [
         answer
         for index, answer in enumerate(answers)
-        if index in last.values() or answer.get("passed") is not True
+        if index in kept or answer.get("passed") is not True
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from loom.config import read_yaml
 from loom.errors import UserError
 from loom.files import read_json
+from loom.gates import by_gate
 from loom.progress import format_line, read_status
 from loom.record import read_records
 from loom.run_directory import CONFIG_FILE, GATES_FILE, RUN_FILE, STATUS_FILE
@@ -55,11 +56,15 @@ def find_runs(root: Path) -> list[Summary]:
             f"{root}: there is no such folder",
             hint="give the folder of the runs; commands make runs/ where they are started",
         )
-    summaries = [summary(path) for path in _run_directories(root, DEPTH)]
+    summaries = [summary(path) for path in _run_directories(root, DEPTH, set())]
     return sorted(summaries, key=lambda each: each.began or "")
 
 
-def _run_directories(folder: Path, depth: int) -> Iterator[Path]:
+def _run_directories(folder: Path, depth: int, seen: set[Path]) -> Iterator[Path]:
+    """Yield each run once, by its own name where links lead to it as well."""
+    if (real := folder.resolve()) in seen:
+        return
+    seen.add(real)
     if (folder / RUN_FILE).is_file() or (folder / STATUS_FILE).is_file():
         yield folder
         if not (folder / SWEEP_FILE).is_file():
@@ -71,9 +76,9 @@ def _run_directories(folder: Path, depth: int) -> Iterator[Path]:
         children = sorted(path for path in folder.iterdir() if path.is_dir())
     except OSError:
         return  # a folder of somebody else
-    for child in children:
+    for child in sorted(children, key=Path.is_symlink):
         if not child.name.startswith(".") and child.name != "archive":
-            yield from _run_directories(child, depth - 1)
+            yield from _run_directories(child, depth - 1, seen)
 
 
 def require_run(directory: Path, hint: str = "`loom runs` lists the runs") -> None:
@@ -119,11 +124,9 @@ def _last_answers(directory: Path) -> list[Mapping[str, Any]]:
         answers = read_json(directory / GATES_FILE)
     except UserError:
         return []
-    last: dict[tuple[str, ...], Mapping[str, Any]] = {}
-    for answer in answers if isinstance(answers, list) else []:
-        if isinstance(answer, Mapping):
-            last[tuple(str(answer.get(key)) for key in ("metric", "at"))] = answer
-    return list(last.values())
+    listed = answers if isinstance(answers, list) else []
+    sound = (answer for answer in listed if isinstance(answer, Mapping))
+    return list(dict(by_gate(sound, lambda answer, name: answer.get(name))).values())
 
 
 def _key_metric(

@@ -2,16 +2,17 @@
 
 One zip file that needs no network and no repository to be read: the run's small files (settings,
 facts, metrics, gates, evaluation, report), the tree of the commit that it ran from, the changes
-that were not committed, and a manifest with the SHA-256 of every member. Checkpoints are large and
-come only when asked for.
+that were not committed, the small files that git does not track, and a manifest with the SHA-256 of
+every member. Checkpoints are large and come only when asked for.
 """
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ _KEPT = (
     "report.html",
     "evaluation/**/*",
 )
+_LARGEST_UNTRACKED = 1 << 20  # bytes; code is smaller
 _TAG = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
@@ -119,15 +121,42 @@ def _code(facts: Mapping[str, Any]) -> tuple[dict[str, bytes], list[str]]:
     if now == dict(began):
         if began.get("dirty"):
             members["uncommitted.patch"] = _git(checkout, "diff", "HEAD", "--binary") or b""
-            members["untracked.txt"] = (
-                _git(checkout, "ls-files", "--others", "--exclude-standard") or b""
-            )
+            untracked, said = _untracked(checkout)
+            members |= untracked
+            notices += said
     elif began.get("dirty"):
         notices.append(
             "the run began with uncommitted changes that are no longer in the checkout: "
             f"code.tar is commit {commit[:12]} without them"
         )
     return members, notices
+
+
+def _untracked(checkout: str) -> tuple[dict[str, bytes], list[str]]:
+    """Return the small files that git neither tracks nor ignores, and what to know about them."""
+    top = Path(os.fsdecode((_git(checkout, "rev-parse", "--show-toplevel") or b"").strip()))
+    listed = _git(checkout, "ls-files", "-z", "--others", "--exclude-standard") or b""
+    packed, large = {}, []
+    for name in sorted(os.fsdecode(each) for each in listed.split(b"\0") if each):
+        path = top / name
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        if path.is_symlink() or not path.is_file():
+            continue
+        if path.stat().st_size > _LARGEST_UNTRACKED:
+            large.append(shown)
+        else:
+            packed[f"untracked/{shown}"] = path.read_bytes()
+    notices = []
+    if packed:
+        notices.append(f"not tracked by git, packed as they are now: {_listed(packed)}")
+    if large:
+        notices.append(f"not tracked by git, too large to be packed: {_listed(large)}")
+    return packed, notices
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def _git(folder: str, *arguments: str) -> bytes | None:

@@ -9,7 +9,7 @@ a difference to the condition without features is a difference within seeds.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,15 @@ METRICS = {
     "alpha_iou": "alpha IoU",
     "feature_cosine": "feature cosine",
     "cpu_s": "CPU-seconds",
+}
+GAIN = "psnr_gain_db"
+_FORMATS = {
+    "psnr_db": ".2f",
+    "ssim": ".4f",
+    "alpha_iou": ".4f",
+    "feature_cosine": ".3f",
+    "cpu_s": ".0f",
+    GAIN: "+.2f",
 }
 
 
@@ -158,8 +167,9 @@ def write_study(settings: Settings, overrides: Sequence[str], root: Path) -> Pat
     rows, table = [], []
     for name, values in found.items():
         gains = differences(values["psnr_db"], reference) if name != REFERENCE else []
-        rows.append([name, *(_shown(values[metric]) for metric in METRICS), _shown(gains)])
-        table.append({"condition": name, **values, "psnr_gain_db": gains})
+        row = {"condition": name, **values, GAIN: gains}
+        rows.append(_cells(row))
+        table.append(row)
     content = {"seeds": settings.seeds, "overrides": list(overrides), "conditions": table}
     write_json(root / STUDY_FILE, content)
     report = Report("featdistill study", " ".join(overrides))
@@ -186,16 +196,21 @@ def differences(
     return [None if a is None or b is None else a - b for a, b in pairs]
 
 
-def _shown(values: Sequence[float | None]) -> Cell:
-    """Write `35.1 [34.8, 35.4]`; the mean alone where there is but one seed."""
+def _cells(row: Mapping[str, Any]) -> list[Cell]:
+    """Write a condition's row, in the order of `columns`."""
+    return [row["condition"], *(_shown(row[metric], form) for metric, form in _FORMATS.items())]
+
+
+def _shown(values: Sequence[float | None], form: str) -> Cell:
+    """Write `35.10 [34.81, 35.43]`; the mean alone where there is but one seed."""
     known = [value for value in values if value is not None]
     if not known:
         return None
     mean = sum(known) / len(known)
     interval = mean_interval(known)
     if not isinstance(interval, Interval):
-        return f"{mean:.4g}"
-    return f"{mean:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+        return format(mean, form)
+    return f"{mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def markdown(root: Path) -> str:
@@ -203,7 +218,6 @@ def markdown(root: Path) -> str:
     content = read_json(root / STUDY_FILE)
     lines = ["| " + " | ".join(columns()) + " |", "|" + "---|" * len(columns())]
     for row in content["conditions"]:
-        cells = [_shown(row[metric]) for metric in (*METRICS, "psnr_gain_db")]
-        shown = ["" if cell is None else str(cell) for cell in cells]
-        lines.append(f"| {row['condition']} | " + " | ".join(shown) + " |")
+        shown = ["" if cell is None else str(cell) for cell in _cells(row)]
+        lines.append("| " + " | ".join(shown) + " |")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 
 import torch
 from loom import distributed
@@ -37,6 +38,9 @@ from featdistill.teacher_views import Teacher, read_teacher, remember_inputs, wi
 
 MASK_COLLAPSE = 0.05
 MASK_COLLAPSE_RECORDS = 3
+
+WIDEST_SPACING_PX = 2.0
+GOOD_SPACING_PX = 1.5
 
 
 def new_student(config: TrainConfig, teacher: Teacher, generator: torch.Generator) -> Student:
@@ -171,6 +175,7 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     student = new_student(config, teacher, run.generator("student"))
     low, high = ([round(x, 3) for x in corner.tolist()] for corner in student.box)
     run.info(f"[student] {len(student.weights)} networks in the box from {low} to {high}")
+    _announce_spacing(student, teacher, run)
     state = TrainState(student, new_optimizer(student), ema_decay=config.train.ema_decay)
     pruning = Pruning(config, student, run)
     state.extras["pruning"] = pruning
@@ -229,6 +234,21 @@ def _volume_ends(phases: tuple[PhaseConfig, ...]) -> list[int]:
     """Steps after which the target changes."""
     pairs = itertools.pairwise(phases)
     return [before.end_step for before, after in pairs if before.target != after.target]
+
+
+def _announce_spacing(student: Student, teacher: Teacher, run: Run) -> None:
+    """Say how many pixels the samples of a ray lie apart; more than two show as noise at edges."""
+    pixel = teacher.typical_distance / teacher.training.focal_px
+    spacing_px = student.step / pixel
+    run.info(f"[student] samples along a ray lie {spacing_px:.1f} pixels apart")
+    if spacing_px > WIDEST_SPACING_PX:
+        steps = student.config.steps_per_axis
+        enough = math.ceil(steps * spacing_px / GOOD_SPACING_PX / 10) * 10
+        run.warn(
+            f"student.steps_per_axis={steps} puts the samples of a ray {spacing_px:.1f} pixels "
+            f"apart, and what lies between them is missed; {enough} puts them {GOOD_SPACING_PX:g} "
+            "apart, for more time per step"
+        )
 
 
 def _announce(config: TrainConfig, run: Run) -> None:

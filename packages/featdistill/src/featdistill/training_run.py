@@ -64,7 +64,6 @@ def run_training(
         except GateMissed:
             if run.is_main and read_results(run.dir):
                 _show(run.dir)
-            distributed.agree(False)  # torchrun ends all processes when the first one has failed
             raise
     if run.is_main:
         _show(run.dir)

@@ -279,7 +279,10 @@ def holm(p_values: Sequence[float] | Array) -> Array:
     return adjusted
 
 
-def _test(observed: float, drawn: Array, alternative: Alternative) -> Test:
+def _test(observed: float, drawn: Array, alternative: Alternative) -> Test | Undefined:
+    bad = int(np.count_nonzero(~np.isfinite(drawn))) + (not math.isfinite(observed))
+    if bad:  # every comparison with NaN is false, which would pass for the smallest p
+        return Undefined(f"the statistic is not finite for {bad} of {len(drawn) + 1} labellings")
     # Equal statistics computed in another order differ in the last bits and must count as equal.
     slack = 1e-12 * max(1.0, abs(observed), float(np.abs(drawn).max(initial=0.0)))
     floor = 1 / (len(drawn) + 1)
