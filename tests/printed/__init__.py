@@ -36,6 +36,13 @@ NOT_RUN = {
             ),
         )
     },
+    "featdistill teacher fit --scene LEGO start.model=runs/lego800-teacher-130k gaussians=160000 "
+    "train.lr.scale=0.08 train.lr.final=0.05 train.sh_from=0 loss.scale=0.01 loss.opacity=0.01 "
+    "train.max_steps=6000 relocation.end=0.5 --run-dir runs/lego800-teacher-160k": LONG_LEGO,
+    "featdistill train data.scene=LEGO data.teacher=runs/lego800-teacher-160k data.extra_poses=200 "
+    '"student.grid_resolution=[14, 22, 13]" student.position_frequencies=5 '
+    "student.steps_per_axis=400 student.occupancy_resolution=160 feature_pipeline.enabled=false "
+    "train.rays=4096 prune.window=500 train.max_steps=25000 --run-dir runs/lego800-fine": LONG_LEGO,
     "python3 -m pip install uv": WITHOUT_MACHINE,
     "uv pip install 'end2race[faiss]'": WITHOUT_MACHINE,
     "uv pip install 'end2race[ros]'": WITHOUT_MACHINE,

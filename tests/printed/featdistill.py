@@ -45,6 +45,10 @@ FEATDISTILL = Chain(
             plus=f"--width 28 {_TEACHER}",
         ),
         step(
+            run="featdistill teacher fit --scene LEGO --width 28 start.model=runs/lego-teacher "
+            f"{_TEACHER} gaussians=320 train.lr.scale=0.1 name=second"
+        ),
+        step(
             "featdistill train data.scene=LEGO data.teacher=runs/lego-teacher data.width=200 "
             "student.grid_resolution=16 train.max_steps=6300 --run-dir runs/lego-student",
             plus=f"data.width=28 {_STUDENT}",
