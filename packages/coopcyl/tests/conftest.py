@@ -85,6 +85,17 @@ def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def pairs_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four crossings with two vehicles each, images of 160x120; tests must not change it."""
+    root = tmp_path_factory.mktemp("pairs")
+    options = SynthOptions(
+        scenarios=4, vehicles=(2, 2), width=160, depth=("npy",), lidar=(2, 4), seed=21
+    )
+    write_tree(root, options)
+    return root
+
+
+@pytest.fixture(scope="session")
 def two_sets(small_root: Path) -> "Callable[[Panorama], SetBatch]":
     """Return what makes a batch of two sets of two views on a panorama."""
     from coopcyl.batches import collate

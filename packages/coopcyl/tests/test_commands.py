@@ -137,6 +137,15 @@ def test_preview_takes_a_time_by_its_index_from_either_end(small_root):
         assert f"{frames[index].scenario}/{frames[index].time}" in result.stdout
 
 
+@pytest.mark.parametrize("wanted", ["99", "-99", "--1", "\u00b2", "gone/000069", ""])
+def test_a_time_that_is_not_there_is_refused_with_one_that_is(small_root, wanted):
+    words = ("preview", "--root", small_root, f"--frame={wanted}")
+    refused = call(*words, *SMALL_PANORAMA, code=2).stderr
+    first = read_tree(small_root, "train").frames[0]
+    assert f"no time {wanted}; it has 4" in refused
+    assert f"{first.scenario}/{first.time}" in refused
+
+
 def test_damaged_cache_entries_stop_the_command_or_are_made_again_and_counted(small_root, tmp_path):
     call("cache", "c", "--root", small_root, *SMALL_PANORAMA)
     entry = next((tmp_path / "c").rglob("*.pano"))
@@ -175,14 +184,14 @@ def test_frames_that_are_left_out_are_counted_and_named(small_root, tmp_path):
     assert "1 vehicle frames left out by skip.txt" in result.stderr
 
 
-def test_baselines_stand_far_above_true_matches(tmp_path):
-    call("synth", "out", "--scenarios", "3", "--width", "160", "--most", "2", "--depth", "npy")
-    rows = json.loads(call("baselines", "--root", "out", "--json", *SMALL_PANORAMA).stdout)
+def test_baselines_stand_far_above_true_matches(pairs_root):
+    rows = json.loads(call("baselines", "--root", pairs_root, "--json", *SMALL_PANORAMA).stdout)
     errors = {name: row["trans_err_m_median"] for name, row in rows.items()}
     assert errors["identity"] > 5
     assert 0.05 < errors["gps"] < 2
     assert errors["true matches"] < 0.25
-    text = call("baselines", "--root", "out", *SMALL_PANORAMA).stdout
+    one = ("baselines", "--samples", 1, "--root", pairs_root)
+    text = call(*one, *SMALL_PANORAMA).stdout
     assert "trans_err_m_median" in text
 
 

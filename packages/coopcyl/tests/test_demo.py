@@ -26,11 +26,11 @@ SMALL = (
 
 @pytest.fixture(autouse=True)
 def small(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A town of four crossings, in a folder of its own."""
+    """A town of three crossings, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     splits = {
         name: replace(options, scenarios=count, width=64, lidar=(8, 120))
-        for (name, options), count in zip(embedded.TOWN_SPLITS.items(), (3, 1), strict=True)
+        for (name, options), count in zip(embedded.TOWN_SPLITS.items(), (2, 1), strict=True)
     }
     monkeypatch.setattr(embedded, "TOWN_SPLITS", splits)
     monkeypatch.setattr(demo, "SETTINGS", SMALL)

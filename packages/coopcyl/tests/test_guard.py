@@ -33,11 +33,11 @@ def test_another_checkout_is_refused_from_any_folder_inside(tmp_path):
     assert str(PACKAGE) in error.value.message
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "render", "parity"])
+@pytest.mark.parametrize("command", ["demo", "train", "eval", "predict", "render", "parity"])
 def test_no_command_of_a_network_starts_in_another_checkout(tmp_path, monkeypatch, command):
     (tmp_path / PLACE).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    run = [] if command == "train" else ["run"]
+    run = [] if command in {"demo", "train"} else ["run"]
     result = CliRunner().invoke(app, [command, *run])
     assert result.exit_code == 2
     assert f"this is the checkout {tmp_path}, but coopcyl is imported from" in result.stderr

@@ -159,6 +159,21 @@ def test_a_file_of_another_kind_is_refused_by_its_size():
     refused(b" " * 8_000_001, "8000001 bytes")
 
 
+def test_aliases_are_read_and_those_that_multiply_are_refused(content):
+    content["camera1"]["cords"] = content["camera0"]["cords"]
+    text = yaml.safe_dump(content)
+    assert "*id001" in text
+    shared = parse_frame(text.encode(), Path("f.yaml")).cameras
+    assert shared["camera1"].cords == shared["camera0"].cords
+    named = ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 24))]
+    merged = [
+        "m0: &m0 {x: 1}",
+        *(f"m{n}: &m{n} {{<<: [*m{n - 1}, *m{n - 1}]}}" for n in range(1, 24)),
+    ]
+    for bomb in ("\n".join([*named, "lidar_pose: *a23"]), "\n".join(merged)):
+        refused("camera0: {}\n" + bomb, "more than 1000000 values")
+
+
 def test_damaged_yaml_ends_in_a_frame_or_a_data_error(frame_path):
     original = frame_path.read_bytes()
     rng = np.random.default_rng(0)

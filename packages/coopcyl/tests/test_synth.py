@@ -48,7 +48,7 @@ def nearest_hit(boxes: Boxes, origin: np.ndarray, ray: np.ndarray, ignore: int =
 def test_cameras_see_what_the_slow_caster_sees():
     rng = np.random.default_rng(8)
     disagreements = 0
-    for seed in range(4):
+    for seed in range(3):
         world = build_world(np.random.default_rng(seed), 3)
         vehicle = world.vehicles[0]
         pose = vehicle.pose(0.0) @ pose_from_cords([2.5, 0, 1.0, 3, rng.uniform(-180, 180), 4])
@@ -154,9 +154,9 @@ def distance_to_the_world(boxes: Boxes, points: np.ndarray) -> np.ndarray:
 
 
 def test_all_vehicles_put_their_points_on_the_surfaces_of_one_world(tmp_path):
-    options = SynthOptions(vehicles=(3, 3), width=400, depth=("npy",), lidar=(4, 60))
+    options = SynthOptions(vehicles=(2, 2), width=400, depth=("npy",), lidar=(4, 60))
     rng = np.random.default_rng(12)
-    world = build_world(rng, 3, slope_deg=6.0)
+    world = build_world(rng, 2, slope_deg=6.0)
     write_scenario(tmp_path / "train" / "one", world, options, rng)
     panorama = Panorama(256, 64, "equirect_band", -42, 42)
     reader = PanoramaReader(panorama, DepthSource("npy"), 60.0)

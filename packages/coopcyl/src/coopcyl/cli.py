@@ -66,9 +66,17 @@ RerunOption = Annotated[
 VALIDATION_FAILED = 3
 
 
+def _require_own_code() -> None:
+    """Refuse to train or to ask a network in a checkout whose code this is not."""
+    from coopcyl.guard import require_this_checkout
+
+    require_this_checkout(Path.cwd(), Path(__file__).parent)
+
+
 @app.command()
 def demo(run_dir: RunDir = None, archive: Archive = False) -> None:
     """Write a town, validate it, train briefly, judge and draw the result: minutes on a CPU."""
+    _require_own_code()
     from coopcyl.demo import run_demo
 
     raise typer.Exit(run_demo(run_dir, archive=archive))
@@ -91,6 +99,7 @@ def train(
 
     Settings and groups as in the notes: dataset=opv2v_cyl_coop_ft dataset.max_sets_per_epoch=5000.
     """
+    _require_own_code()
     from coopcyl.training_run import print_schedule, run_training
 
     flags = {"dataset.root": root, "train_params.epochs": epochs}
@@ -130,6 +139,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Judge a trained network in metres, beside identity, mean and GPS."""
+    _require_own_code()
     from coopcyl.judging import Question, run_evaluation
 
     question = Question(run, overrides, root, split)
@@ -154,6 +164,7 @@ def predict(
     ),
 ) -> None:
     """Predict the poses of all vehicles at every time of a split, one JSON line each."""
+    _require_own_code()
     from coopcyl.judging import Question, run_predictions
 
     typer.echo(run_predictions(Question(run, overrides, root, split), output))
@@ -170,6 +181,7 @@ def render(
     output: OutputOption = Path("scenes"),
 ) -> None:
     """Draw one time as the network sees it: a page with clouds, PNG, npy, summary.json."""
+    _require_own_code()
     from coopcyl.judging import Question, run_rendering
 
     question = Question(run, overrides, root, split)
@@ -202,6 +214,7 @@ def parity(
     as_json: JsonOption = False,
 ) -> None:
     """Hold training against prediction on the same sets; exit code 3 if they differ."""
+    _require_own_code()
     from coopcyl.judging import Question, run_parity
 
     equal = run_parity(Question(run, overrides, root, split), as_json=as_json)

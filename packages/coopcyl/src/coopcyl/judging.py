@@ -27,7 +27,6 @@ from coopcyl.evaluate import (
     evaluation_sets,
     predict_sample,
 )
-from coopcyl.guard import require_this_checkout
 from coopcyl.looking import choose_frame, make_folder, see
 from coopcyl.models.cylnet import CylNet
 from coopcyl.models.predict import OracleKind, SetPrediction
@@ -69,7 +68,6 @@ class Question:
         Args:
             defaults: `KEY=VALUE` over the run's settings and under the overrides.
         """
-        require_this_checkout(Path.cwd(), Path(__file__).parent)
         restored = restore_model(self.run)
         flags = {"dataset.root": self.root, "dataset.val.split": self.split}
         source = restored.run / "config.yaml"

@@ -28,7 +28,7 @@ def choose_frame(tree: Tree, wanted: str) -> Frame:
     Raises:
         UserError: There is none.
     """
-    if wanted.lstrip("-").isdigit():
+    if wanted.removeprefix("-").isdecimal():
         index = int(wanted)
         if -len(tree.frames) <= index < len(tree.frames):
             return tree.frames[index]

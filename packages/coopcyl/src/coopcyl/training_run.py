@@ -19,7 +19,6 @@ from coopcyl.data.cache import StitchedCache
 from coopcyl.data.tree import Tree
 from coopcyl.embedded import open_town
 from coopcyl.evaluate import Evaluation
-from coopcyl.guard import require_this_checkout
 from coopcyl.judging import print_results, results
 from coopcyl.pages import RESULTS, write_report
 from coopcyl.train import TrainingData, lr_lines, train
@@ -40,7 +39,6 @@ def run_training(
     archive: bool = False,
 ) -> Path:
     """Train, judge the result, write the page; return the run directory."""
-    require_this_checkout(Path.cwd(), Path(__file__).parent)
     source = settings_of(source, directory, resume=resume, thread="coopcyl")
     resolved = resolve(TrainConfig, source, overrides, groups=groups_of(source), flags=flags)
     last: list[Evaluation] = []

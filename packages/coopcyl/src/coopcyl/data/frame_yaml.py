@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 from yaml.constructor import ConstructorError
-from yaml.events import CollectionEndEvent, CollectionStartEvent
+from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
 
 from coopcyl.data.errors import DataError
 from coopcyl.data.images import read_bytes
@@ -22,6 +22,7 @@ from coopcyl.geometry.carla import pose_from_cords
 
 MAX_BYTES = 8_000_000
 MAX_DEPTH = 32
+MAX_VALUES = 1_000_000
 _CAMERA = re.compile(r"^camera\d+$")
 
 
@@ -155,7 +156,7 @@ def _load(data: bytes, path: Path) -> Any:
             hint="this is not the YAML file of one vehicle at one time",
         )
     try:
-        _check_depth(data, path)
+        _check_size(data, path)
         return yaml.load(data, Loader=_Loader)  # noqa: S506  a safe loader
     except ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
@@ -177,14 +178,34 @@ def _load(data: bytes, path: Path) -> Any:
         ) from error
 
 
-def _check_depth(data: bytes, path: Path) -> None:
-    """Refuse nesting that the loader, which recurses in C, would answer by a crash."""
-    depth = 0
+def _check_size(data: bytes, path: Path) -> None:
+    """Refuse what the loader would not survive: deep nesting, and aliases that multiply.
+
+    It recurses in C. An alias counts as all that it stands for: 30 lines that each name the line
+    before twice are a thousand million values for whoever merges or prints them.
+    """
+    sizes: dict[str, int] = {}  # of what each anchor names
+    within: list[tuple[str | None, int]] = []  # anchor, and how many values came before
+    values = 0
     for event in yaml.parse(data, Loader=_Loader):
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if depth > MAX_DEPTH:
+        if isinstance(event, AliasEvent):
+            values += sizes.get(event.anchor, 1)
+        elif isinstance(event, NodeEvent):
+            values += 1
+        if isinstance(event, CollectionStartEvent):
+            within.append((event.anchor, values))
+        elif isinstance(event, CollectionEndEvent):
+            anchor, before = within.pop()
+            if anchor is not None:
+                sizes[anchor] = values - before + 1
+        wrong = None
+        if len(within) > MAX_DEPTH:
+            wrong = f"nested deeper than {MAX_DEPTH} levels"
+        elif values > MAX_VALUES:
+            wrong = f"more than {MAX_VALUES} values, with what aliases stand for"
+        if wrong is not None:
             raise DataError(
-                f"{path}:{event.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels",
+                f"{path}:{event.start_mark.line + 1}: {wrong}",
                 hint="this is not the YAML file of one vehicle at one time",
             )
 
