@@ -356,6 +356,7 @@ def test_the_commands_take_the_options_of_the_notes(made, tmp_path, monkeypatch)
     for more in ((), ("--teacher_cache_dir", str(cache), "--json_path", "e.json")):
         done = CliRunner().invoke(app, [*evaluation, "--overall_weights", "1.0,0.5", *more])
         assert done.exit_code == 0, done.output
+    assert "[constant] gives the mean of these windows' own labels" in done.output
     rows = list(csv.DictReader((tmp_path / "e.csv").read_text().splitlines()))
     assert [row["split"] for row in rows] == ["valid", "valid"]
     assert rows[0]["steer_mse"] == rows[1]["steer_mse"]

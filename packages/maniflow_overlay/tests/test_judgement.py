@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from loom.errors import UserError
 from loom.evaluation.statistics import mean_interval
+from loom.run import Run
+from maniflow_overlay.evaluation.config import MatrixConfig
 from maniflow_overlay.evaluation.crossed import crossed_interval
 from maniflow_overlay.evaluation.judgement import comparisons, rates
-from maniflow_overlay.evaluation.matrix import Cell
-from maniflow_overlay.evaluation.page import summary
+from maniflow_overlay.evaluation.matrix import CELLS, Cell
+from maniflow_overlay.evaluation.page import FOLDER, summary, write_page
 from maniflow_overlay.evaluation.rollout import Outcome
 from scipy import stats
 
@@ -165,3 +168,21 @@ def test_cells_of_other_episodes_are_not_compared():
         comparisons([made_cell("current A", "s", NOISY, [1, 1]), other])
     with pytest.raises(UserError, match="different episodes"):
         rates([made_cell("none", "t", CLEAR, [1, 1]), other])
+
+
+def test_the_page_says_of_each_task_what_is_said_of_arms_and_what_of_networks(tmp_path):
+    rng = np.random.default_rng(3)
+    marked = replace(NOISY, task="pick_place_marked", occluded=True)
+    cells = [
+        made_cell(arm, f"s{run}", condition, rng.random(30) < rate)
+        for condition in (NOISY, marked)
+        for arm, rate in (("current A", 0.3), ("initial+current A", 0.9))
+        for run in range(2)
+    ]
+    with Run.open("maniflow_overlay", MatrixConfig, directory=tmp_path / "m", quiet=True) as run:
+        place = run.path(FOLDER, CELLS)
+    place.write_text("".join(cell.to_json() + "\n" for cell in cells))
+    page = write_page(run.dir).read_text(encoding="utf-8")
+    for found in comparisons(cells):
+        assert f"Arms compared on the same episodes: {found.condition.task}<" in page
+        assert f">{', '.join(f'{p:.2g}' for p in found.mcnemar_holm)}<" in page

@@ -11,12 +11,14 @@ from loom.checkpoint import Checkpoints
 from loom.config import resolve, to_yaml
 from loom.errors import UserError
 from loom.run import Run
+from maniflow_overlay.cli import app
 from maniflow_overlay.config import TrainConfig
 from maniflow_overlay.evaluation.config import MatrixConfig
 from maniflow_overlay.evaluation.matrix import CELLS, read_cells
 from maniflow_overlay.evaluation.page import FOLDER
 from maniflow_overlay.evaluation.run import play_matrix
 from maniflow_overlay.policy.runtime import Policy, PolicyRecord, load_policy
+from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_policy import shape, stirred
@@ -97,3 +99,11 @@ def test_a_policy_is_known_by_what_it_answers_with_and_not_by_its_files(tmp_path
             assert others[-1] not in others[:-1], name
     assert first.digest not in others
     assert Policy(model, inference_steps=1).digest == first.digest
+
+
+def test_a_policy_that_is_not_there_is_named_before_the_matrix_takes_its_directory(tmp_path):
+    named = ["eval", "matrix", "--policy", str(tmp_path / "none"), "--run-dir", str(tmp_path / "m")]
+    done = CliRunner().invoke(app, named)
+    assert done.exit_code == 2
+    assert "none is no training: it has no config.yaml" in done.stderr
+    assert not (tmp_path / "m").exists()

@@ -63,7 +63,7 @@ def evaluate_driver(
         device: auto, cpu or cuda.
         cache_dir: A teacher's answers to compare with as well.
         as_json: Print the table as JSON.
-        say: Receives one line.
+        say: Receives what the table does not say.
 
     Returns:
         Metrics of every driver.
@@ -102,6 +102,7 @@ def evaluate_driver(
         [(driver, *(found[column] for column in columns)) for driver, found in rows.items()],
         as_json=as_json,
     )
+    say("[constant] gives the mean of these windows' own labels, which no driver knows beforehand")
     say(judged.leak_line)
     if csv_path is not None:
         named = {"split": split, "ckpt": str(checkpoint)}

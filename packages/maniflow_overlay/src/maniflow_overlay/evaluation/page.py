@@ -136,21 +136,20 @@ def _judge(report: Report, folder: Path, cells: Sequence[Cell]) -> None:
         ],
     )
     compared = comparisons(cells)
-    if compared:
-        report.heading("Arms compared on the same episodes").table(
-            ["first", "second", "task", "table", "path", "trainings", "gain", "low", "high"]
-            + ["p", "p, Holm", "only first", "only second", "McNemar in each training, Holm"],
+    for task in dict.fromkeys(c.condition.task for c in compared):
+        report.heading(f"Arms compared on the same episodes: {task}").table(
+            ["first", "second", "condition", "trainings", "gain", "low", "high", "p, Holm"]
+            + ["McNemar in each, Holm", "p", "only first", "only second"],
             [
-                [c.first, c.second, c.condition.task]
-                + ["occluded" if c.condition.occluded else "clear", c.condition.quality]
-                + [c.runs, c.gain, c.low, c.high, c.p, c.p_holm, c.only_first, c.only_second]
-                + [", ".join(f"{p:.2g}" for p in c.mcnemar_holm)]
+                [c.first, c.second, title(c.condition), c.runs, c.gain, c.low, c.high, c.p_holm]
+                + [", ".join(f"{p:.2g}" for p in c.mcnemar_holm), c.p, c.only_first, c.only_second]
                 for c in compared
+                if c.condition.task == task
             ],
             "Of arms: gain, its interval of 95 % and p over trainings and episodes (min F': would "
             "other trainings gain on other tables, too?), from two trainings of each arm on. Of "
             "single networks: McNemar's exact test within each pair of trainings. All two-sided; "
-            "Holm's correction over all rows",
+            "Holm's correction over all comparisons of the matrix",
         )
     _strips(report, folder)
 

@@ -66,6 +66,12 @@ def matrix_command(
     flags = {"runs": [str(path) for path in runs] or None, "episodes": episodes, "scene": scene}
     source = settings_of(source, directory, resume=resume)
     resolved = resolve(MatrixConfig, source, overrides, flags=flags)
+    for run_dir in resolved.config.runs:  # before the matrix takes its directory
+        if not (run_dir / "config.yaml").is_file():
+            raise UserError(
+                f"{run_dir} is no training: it has no config.yaml",
+                hint="name the directory of a run of `maniflow-overlay train`",
+            )
     with Run.open(
         "maniflow_overlay",
         MatrixConfig,
