@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import typer
 from loom.config import resolve
-from loom.drawing import print_table
+from loom.drawing import print_json, print_table
 from loom.errors import UserError
 from loom.files import write_atomic, write_json
 
@@ -128,7 +128,7 @@ def run_evaluation(
         make_folder(output.parent)
         write_json(output, content)
     if as_json:
-        typer.echo(json.dumps(content, indent=2))
+        print_json(content)
         return
     typer.echo(f"{content['sets']} sets of {asked.tree.split}, network of step {content['step']}")
     print_results(found)

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 from loom.config import resolve
-from loom.drawing import print_table
+from loom.drawing import print_json, print_table
 from loom.errors import UserError
 from loom.evaluation.images import PictureDistance, json_number
 from loom.evaluation.lpips import Lpips
@@ -72,7 +72,7 @@ def score_renders(
 def _print_means(means: Mapping[str, float | int | None], *, as_json: bool) -> None:
     """Print one line per score; what was not measured says so."""
     if as_json:
-        typer.echo(json.dumps({key: json_number(each) for key, each in means.items()}, indent=2))
+        print_json({key: json_number(each) for key, each in means.items()})
         return
     width = max(map(len, means))
     for name, value in means.items():
@@ -89,7 +89,7 @@ def print_judgement(run: Path, *, as_json: bool = False) -> None:
             for name, row in score_rows(results).items()
         }
         shown = {"scores": scores, "gates": [asdict(each) for each in gates]}
-        typer.echo(json.dumps(shown, indent=2))
+        print_json(shown)
         return
     print_scores(results)
     print_gates(gate_results(stored_means(results[STUDENT_TEACHER])))
@@ -133,7 +133,7 @@ def gate_code(path: Path, *, as_json: bool = False) -> int:
         raise UserError(f"{path} holds no mean scores", hint="give a file of `eval pipeline`")
     answers = gate_results(stored_means(content))
     if as_json:
-        typer.echo(json.dumps([asdict(answer) for answer in answers], indent=2))
+        print_json([asdict(answer) for answer in answers])
     else:
         print_gates(answers)
     return 0 if all(answer.passed for answer in answers) else GATE_MISSED

@@ -152,15 +152,13 @@ def export_shards(
 @cache_app.command()
 def inspect(cache: CacheArgument, as_json: JsonOption = False) -> None:
     """Show whose answers a cache holds, on which data, and how much of it."""
-    import json
-
-    from loom.drawing import print_table
+    from loom.drawing import print_json, print_table
 
     from end2race.cache.inspection import inspect_cache
 
     found = inspect_cache(cache)
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
+        print_json(found.as_dict())
         return
     for name, value in found.facts.items():
         typer.echo(f"{name:<12} {value}")
@@ -176,21 +174,23 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Compare every byte with the check sums; exit code 2 if one differs."""
-    import json
+    from loom.drawing import print_json
 
     from end2race.cache.store import TeacherCache
     from end2race.cache.store import repair as repair_cache
 
     if repair:
         complaints = repair_cache(cache)
-        lines = "\n".join([*complaints, f"{len(complaints)} shards removed"])
-        typer.echo(json.dumps({"removed": complaints}, indent=2) if as_json else lines)
+        if as_json:
+            print_json({"removed": complaints})
+        else:
+            typer.echo("\n".join([*complaints, f"{len(complaints)} shards removed"]))
         return
     opened = TeacherCache.open(cache)
     complaints = [complaint for _, complaint in opened.damages()]
     if as_json:
         facts = {"windows": len(opened), "bytes": opened.size, "damages": complaints}
-        typer.echo(json.dumps(facts, indent=2))
+        print_json(facts)
     if complaints:
         raise UserError("; ".join(complaints), hint="--repair removes them")
     if not as_json:

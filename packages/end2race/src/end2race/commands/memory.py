@@ -101,10 +101,8 @@ def query(
     as_json: JsonOption = False,
 ) -> None:
     """Show what windows are reminded of; without --window: five of the split."""
-    import json
-
     import numpy as np
-    from loom.drawing import print_table
+    from loom.drawing import print_json, print_table
 
     from end2race.memory.bank import MemoryBank
     from end2race.memory.recollection import Recollection, excluded_frames
@@ -134,7 +132,7 @@ def query(
         for i, key in enumerate(batch.keys)
     ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     columns = [name for name in rows[0] if name != "neighbours"]
     print_table(columns, [[row[name] for name in columns] for row in rows])
@@ -150,10 +148,9 @@ def stats(
     as_json: JsonOption = False,
 ) -> None:
     """Answer each segment from the others and compare with what the teacher did."""
-    import json
     from dataclasses import asdict
 
-    from loom.drawing import print_table
+    from loom.drawing import print_json, print_table
 
     from end2race.memory.bank import MemoryBank
     from end2race.memory.stats import memory_stats
@@ -161,7 +158,7 @@ def stats(
     found = memory_stats(MemoryBank.open(memory_dir, cache_dir, index.value), topk, tau)
     rows = [asdict(each) for each in found.answered]
     if as_json:
-        typer.echo(json.dumps({**found.facts, "answered": rows}, indent=2))
+        print_json({**found.facts, "answered": rows})
         return
     for name, value in found.facts.items():
         typer.echo(f"{name:<20} {value}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import typer
-from loom.drawing import print_table
+from loom.drawing import print_json, print_table
 from loom.errors import UserError
 from loom.files import explained, sha256_file
 from loom.progress import Progress
@@ -270,7 +269,7 @@ def inspect_command(store: Path, *, as_json: bool = False) -> None:
             "tasks": [dict(zip(columns, row, strict=True)) for row in rows],
             "paths": dict(counts),
         }
-        typer.echo(json.dumps(facts, indent=2))
+        print_json(facts)
         return
     print_table(columns, rows)
     typer.echo(
@@ -287,7 +286,7 @@ def verify_command(store: Path, *, as_json: bool = False) -> None:
     if (store / FOLDER).is_dir():
         complaints += PathLayers(opened).verify()
     if as_json:
-        typer.echo(json.dumps({"frames": len(opened), "damages": complaints}, indent=2))
+        print_json({"frames": len(opened), "damages": complaints})
     if complaints:
         raise UserError("; ".join(complaints), hint="convert again, or attach the paths again")
     if not as_json:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import typer
-from loom.drawing import print_table
+from loom.drawing import print_json, print_table
 from loom.errors import UserError
 from loom.files import read_json, write_json
 from loom.progress import STATUS_FILE
@@ -74,7 +73,7 @@ def print_matrix(folder: Path, *, as_json: bool = False) -> None:
     """Print the rates; as JSON also the comparisons, as `summary` has them."""
     cells = _cells(folder)
     if as_json:
-        typer.echo(json.dumps(summary(cells), indent=2))
+        print_json(summary(cells))
         return
     for task, columns in _by_task(cells).items():
         titles = ["arm", *(title(condition) for condition in columns)]
