@@ -11,6 +11,7 @@ _STUDENT = (
     "train.max_steps=12 train.rays=256 train.points=1024 feature_pipeline.rays=32 "
     "data.extra_poses=2 evaluation.frames=2 evaluation.interval=6 log_interval=4 prune.window=10"
 )
+_LEGO = "data.scene=LEGO data.teacher=runs/lego-teacher data.width=28"  # jobs have no small bricks
 _TEACHER = "gaussians=300 start.resolution=12 train.max_steps=6 log_interval=2"
 
 
@@ -93,7 +94,7 @@ FEATDISTILL = Chain(
         step("featdistill export RUN FILE.safetensors"),
         step("featdistill export RUN FILE.onnx"),
         Step(("featdistill view RUN",), plus="--port 0", until="http://"),
-        step("featdistill study", plus=f"--seeds 0,1 {_STUDENT} train.max_steps=2"),
+        step("featdistill study", plus=f"--seeds 0,1 {_LEGO} {_STUDENT} train.max_steps=2"),
         step(
             "featdistill study --root runs/lego-study data.scene=LEGO "
             "data.teacher=runs/lego-teacher data.width=200 train.max_steps=2000",
