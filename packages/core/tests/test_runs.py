@@ -178,7 +178,7 @@ def test_compare_names_settings_and_last_metrics(tmp_path):
     assert result.exit_code == 0
     lines = [line.split() for line in result.stdout.splitlines()]
     assert lines[0] == ["train.lr:", "0.0005", "->", "0.001"]
-    assert lines[2:] == [["metric/psnr_db", "9.5", "-"], ["loss/a", "0.5", "-"]]
+    assert lines[2:4] == [["metric/psnr_db", "9.5", "-", "-"], ["loss/a", "0.5", "-", "-"]]
     same = runner.invoke(app, ["compare", str(one), str(one)])
     assert "the settings are the same" in same.stdout
 
@@ -216,6 +216,11 @@ def test_folders_of_seeds_are_compared_by_their_means_with_intervals(tmp_path):
     # Student's t of 2 degrees of freedom at 97.5 % is 4.3027; the standard error is 1 / sqrt(3).
     assert row.first_interval == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
     assert row.second_interval == (5.0, 5.0)
+    # Welch: all of the spread is in one group, whose 2 degrees of freedom are what is left.
+    assert row.difference == 3.0
+    assert row.difference_interval == pytest.approx(
+        (3 - 4.3027 / 3**0.5, 3 + 4.3027 / 3**0.5), 1e-4
+    )
     shown = json.loads(runner.invoke(app, ["compare", str(first), str(second), "--json"]).stdout)
     assert shown["metrics"][0]["first"] == 2.0
     page = comparison_report(found).html()

@@ -30,6 +30,7 @@ shift_test = defined(room.shift_test)
 stratified_interval = defined(room.stratified_interval)
 wilson_interval = defined(room.wilson_interval)
 mean_interval = defined(room.mean_interval)
+difference_interval = defined(room.difference_interval)
 
 
 @pytest.fixture
@@ -268,3 +269,14 @@ def test_the_t_interval_of_known_values():
     assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), abs=1e-4)
     assert isinstance(room.mean_interval([1.0]), Undefined)
     assert isinstance(room.mean_interval([1.0, math.nan]), Undefined)
+
+
+def test_the_interval_of_a_difference_is_welch_s(rng):
+    first, second = rng.normal(0, 1, 4), rng.normal(3, 5, 7)
+    found = difference_interval(first, second, 0.9)
+    other = stats.ttest_ind(second, first, equal_var=False).confidence_interval(0.9)
+    assert (found.low, found.high) == pytest.approx((other.low, other.high))
+    assert found.estimate == pytest.approx(second.mean() - first.mean())
+    assert difference_interval([1.0, 1.0], [3.0, 3.0])[:3] == (2.0, 2.0, 2.0)
+    assert isinstance(room.difference_interval([1.0, 2.0], [1.0]), Undefined)
+    assert isinstance(room.difference_interval([1.0, math.nan], [1.0, 2.0]), Undefined)

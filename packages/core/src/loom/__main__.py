@@ -89,14 +89,27 @@ def compare(
     from dataclasses import asdict
 
     from loom.comparison import compare as compare_runs
-    from loom.comparison import comparison_report, with_interval
+    from loom.comparison import (
+        comparison_report,
+        paired_cells,
+        paired_columns,
+        paired_note,
+        with_interval,
+    )
     from loom.drawing import print_json, print_table
 
     found = compare_runs(first, second)
     page = comparison_report(found).write(html) if html is not None else None
     if as_json:
-        metrics = [asdict(row) for row in found.metrics]
-        print_json({"settings": found.settings, "metrics": metrics})
+        print_json(
+            {
+                "settings": found.settings,
+                "metrics": [asdict(row) for row in found.metrics],
+                "runs": [len(side.runs) for side in (found.first, found.second)],
+                "paired": [asdict(row) for row in found.paired.rows],
+                "not_paired": found.paired.notes,
+            }
+        )
         return
     typer.echo("\n".join(found.settings) if found.settings else "the settings are the same")
     if found.metrics:
@@ -105,10 +118,17 @@ def compare(
                 row.metric,
                 with_interval(row.first, row.first_interval),
                 with_interval(row.second, row.second_interval),
+                with_interval(row.difference, row.difference_interval),
             )
             for row in found.metrics
         ]
-        print_table(("metric", found.first.name, found.second.name), rows)
+        print_table(("metric", found.first.name, found.second.name, "difference"), rows)
+    if found.paired.rows:
+        typer.echo("")
+        print_table(paired_columns(found), paired_cells(found))
+        typer.echo(paired_note(found))
+    for note in found.paired.notes:
+        typer.echo(f"not paired: {note}")
     if page is not None:
         typer.echo(page)
 

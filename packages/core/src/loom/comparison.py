@@ -3,6 +3,7 @@
 A side is one run, or a folder whose runs differ in their seed alone (a condition of a sweep). Of
 several runs the mean of each metric is shown with Student's interval over the runs, which are few;
 of one run there is its value and no interval, for it says nothing of the spread between runs.
+Where both sides were judged on the same items, `loom.paired` adds the differences over those.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,8 @@ import numpy as np
 
 from loom.config import differences, read_yaml
 from loom.errors import UserError
-from loom.evaluation.statistics import Interval, mean_interval
+from loom.evaluation.statistics import Interval, difference_interval, mean_interval
+from loom.paired import Paired, pair
 from loom.record import Row, read_records
 from loom.report import Cell, Report
 from loom.report_curves import Curves
@@ -54,6 +56,10 @@ class MetricRow:
     first_interval: tuple[float, float] | None
     second: float | None
     second_interval: tuple[float, float] | None
+    difference: float | None
+    """The second less the first."""
+    difference_interval: tuple[float, float] | None
+    """Welch's of 95 % over runs; None where a side has but one."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Comparison:
     second: Side
     settings: tuple[str, ...]
     metrics: tuple[MetricRow, ...]
+    paired: Paired
 
     @property
     def repeated(self) -> bool:
@@ -86,8 +93,9 @@ def compare(first: Path, second: Path) -> Comparison:
         if change.partition(":")[0] not in ignored
     ]
     keys = sorted(dict.fromkeys([*one.metrics(), *two.metrics()]), key=_rank)
-    rows = [MetricRow(key, *_estimate(one.last(key)), *_estimate(two.last(key))) for key in keys]
-    return Comparison(one, two, tuple(settings), tuple(rows))
+    rows = [_metric_row(key, one.last(key), two.last(key)) for key in keys]
+    paired = pair(one.runs, two.runs)
+    return Comparison(one, two, tuple(settings), tuple(rows), paired)
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
@@ -135,6 +143,15 @@ def _rank(key: str) -> int:
     return next((rank for rank, family in enumerate(families) if key.startswith(family)), 3)
 
 
+def _metric_row(key: str, first: Sequence[float], second: Sequence[float]) -> MetricRow:
+    """Return a metric of both sides, given its last value in each of their runs."""
+    one, two = _estimate(first), _estimate(second)
+    difference = None if one[0] is None or two[0] is None else two[0] - one[0]
+    found = difference_interval(first, second)
+    interval = (found.low, found.high) if isinstance(found, Interval) else None
+    return MetricRow(key, *one, *two, difference, interval)
+
+
 def _estimate(values: Sequence[float]) -> tuple[float | None, tuple[float, float] | None]:
     """Return the mean of a metric over runs and its 95 % interval."""
     if not values:
@@ -157,11 +174,18 @@ def comparison_report(comparison: Comparison) -> Report:
         report.text("None.")
     report.heading("Last recorded value of each metric")
     note = (
-        "Mean over runs, with Student's interval of 95 % over runs in brackets."
+        "Mean over runs, with Student's interval of 95 % over runs in brackets; that of the "
+        "difference is Welch's."
         if comparison.repeated
         else "One run a side: no interval over runs."
     )
     report.table(("metric", first.name, second.name, "difference"), _cells(comparison), note)
+    report.heading("Differences over the same items")
+    if comparison.paired.rows:
+        cells = [[*map(_unbroken, row)] for row in paired_cells(comparison)]
+        report.table(paired_columns(comparison), cells, paired_note(comparison))
+    if comparison.paired.notes:
+        report.text("Not paired: " + "; ".join(comparison.paired.notes) + ".")
     figures = list(_curves(comparison))
     if figures:
         report.heading("Curves").curves_grid(figures)
@@ -178,18 +202,52 @@ def _cells(comparison: Comparison) -> list[list[Cell]]:
     """Return the metric table: plain numbers, or `mean [low, high]` where runs were repeated."""
     shown: list[list[Cell]] = []
     for row in comparison.metrics:
-        difference = None
-        if row.first is not None and row.second is not None:
-            difference = row.second - row.first
-        pairs = ((row.first, row.first_interval), (row.second, row.second_interval))
-        values: list[Cell] = [
-            value
-            if interval is None
-            else str(with_interval(value, interval)).replace(", ", ",\N{NO-BREAK SPACE}")
+        pairs = (
+            (row.first, row.first_interval),
+            (row.second, row.second_interval),
+            (row.difference, row.difference_interval),
+        )
+        values = (
+            value if interval is None else with_interval(value, interval)
             for value, interval in pairs
-        ]
-        shown.append([row.metric, *values, difference])
+        )
+        shown.append([row.metric, *map(_unbroken, values)])
     return shown
+
+
+def _unbroken(cell: Cell) -> Cell:
+    """Keep an interval on one line of the page."""
+    return cell.replace(", ", ",\N{NO-BREAK SPACE}") if isinstance(cell, str) else cell
+
+
+def paired_columns(comparison: Comparison) -> tuple[str, ...]:
+    """Return the headings of the table of differences over items."""
+    sides = (comparison.first.name, comparison.second.name)
+    return ("judgement", "metric", "items", *sides, "difference")
+
+
+def paired_cells(comparison: Comparison) -> list[tuple[Cell, ...]]:
+    """Return the table of differences over items: `0.9 [0.8, 1.1]`, or why there is no interval."""
+    rows: list[tuple[Cell, ...]] = []
+    for row in comparison.paired.rows:
+        if row.low is None or row.high is None:
+            difference = f"{row.difference:.4g} ({row.reason})"
+        else:
+            difference = with_interval(row.difference, (row.low, row.high))
+        rows.append(
+            (row.judgement, row.metric, f"{row.n} {row.items}", row.first, row.second, difference)
+        )
+    return rows
+
+
+def paired_note(comparison: Comparison) -> str:
+    """Say of what the intervals over items speak, and of what they do not."""
+    runs = [len(side.runs) for side in (comparison.first, comparison.second)]
+    trainings = "one training each" if max(runs) == 1 else f"{runs[0]} and {runs[1]} trainings"
+    return (
+        f"Student's interval of 95 % over items, taken as independent; {trainings}: how other "
+        "trainings would differ it does not say."
+    )
 
 
 def with_interval(value: float | None, interval: tuple[float, float] | None) -> str | None:
