@@ -95,6 +95,22 @@ def test_a_split_is_never_overwritten_and_sensors_are_never_mixed(root):
         collect(root, "train", SMALL)
     with pytest.raises(UserError, match="another camera"):
         collect(root, "test", Collection(**vars(SMALL) | {"camera": camera(64, 32)}))
+    assert open_dataset(root).info.lidar_beams == 2
+    with pytest.raises(UserError, match="recorded with 2 beams, not 3"):
+        collect(root, "test", Collection(**vars(SMALL) | {"lidar": lidar(3, azimuths=40)}))
+
+
+def test_a_dataset_from_before_the_beams_were_kept_opens_and_grows(tmp_path):
+    one = Collection(**vars(SMALL) | {"tracks": 1, "drives": 1})
+    collect(tmp_path, "train", one)
+    kept = json.loads((tmp_path / "dataset.json").read_text())
+    assert kept.pop("lidar_beams") == 2
+    fingerprint = open_dataset(tmp_path).fingerprint("train")
+    (tmp_path / "dataset.json").write_text(json.dumps(kept))
+    collect(tmp_path, "valid", one)
+    dataset = open_dataset(tmp_path)
+    assert dataset.info.lidar_beams is None
+    assert dataset.fingerprint("train") == fingerprint
 
 
 def test_a_recording_that_is_stopped_leaves_no_split_and_can_be_made_again(root, tmp_path):

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 def teachers(tmp_path_factory):
     """Two teachers that differ in one weight."""
     folder = tmp_path_factory.mktemp("teachers")
-    file = ModelFile(kind="teacher", preset="racing", seq_len=3)
+    file = ModelFile(kind="teacher", preset="racing", seq_len=3, lidar_beams=8)
     torch.manual_seed(0)
     model = build(file)
     save_model(folder / "teacher.pt", model, file)
@@ -53,12 +53,17 @@ class Command:
 
 @pytest.fixture
 def command(small, teachers, tmp_path):
-    return Command(small({"train": (7, 9), "valid": (6,)}), teachers, tmp_path / "cache")
+    root = small({"train": (7, 9), "valid": (6,)})
+    facts = json.loads((root / "dataset.json").read_text())
+    write_json(root / "dataset.json", facts | {"lidar_beams": 16})
+    return Command(root, teachers, tmp_path / "cache")
 
 
 def test_exported_answers_are_the_live_teachers(command):
     output = command.export("--split", "train", "--seq_len", 3, "--batch_size", 4, "--verify")
     assert "10 windows of 3 frames" in output
+    assert "[lidar] the clouds of" in output
+    assert "have 16 beams, the teacher learned from 8" in output
     assert re.search(r"\(export-cache\) \[10/10\]", output)
     assert "0 damaged shards" in output
     dataset = open_dataset(command.root, ("train",))

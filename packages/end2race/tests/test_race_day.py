@@ -22,9 +22,10 @@ from end2race.race_day import (
     write_results,
 )
 from end2race.restore import ModelFile, build, camera_file
+from end2race.sim import closed_loop
 from end2race.sim.closed_loop import ExpertDriver, LapResult, drive, entries, unseen_tracks
 from end2race.sim.score import score
-from end2race.sim.sensors import camera, see
+from end2race.sim.sensors import camera, lidar, see
 from loom.errors import UserError
 from loom.film import write_film
 from PIL import Image
@@ -201,3 +202,25 @@ def test_the_cars_lidar_has_the_beams_that_are_asked_for(monkeypatch):
     done = CliRunner().invoke(app, ["drive", "--tracks", "1", "--limit-s", "1", "--beams", "3"])
     assert done.exit_code == 0, done.output
     assert len(asked[0].scanner.elevations_rad) == 3
+
+
+def teacher(beams):
+    """An untrained teacher."""
+    torch.manual_seed(0)
+    return Driver(build(ModelFile(kind="teacher", preset="racing", seq_len=2)), 2, beams=beams)
+
+
+@pytest.mark.parametrize(("known", "given", "used"), [(3, None, 3), (None, None, 8), (3, 5, 5)])
+def test_a_teacher_drives_with_the_beams_that_it_learned_from(monkeypatch, known, given, used):
+    turns, said = [], []
+
+    def sweep(field, scanner, pose, rng):
+        turns.append(scanner.beams)
+        return np.zeros((0, 4), np.float32)
+
+    monkeypatch.setattr(closed_loop, "sweep", sweep)
+    scanner = None if given is None else lidar(given)
+    race_day({"it": teacher(known)}, Setting(1, limit_s=0.2, scanner=scanner), say=said.append)
+    assert set(turns) == {used}
+    told = "[lidar] it learned from 3 beams and drives with 5"
+    assert (told in said) == (given is not None)

@@ -20,6 +20,7 @@ from end2race.restore import ModelFile, begin_from, restore, save_model
 from end2race.training import Batches
 from end2race.training_run import run_teacher
 from loom.errors import UserError
+from loom.files import write_json
 from loom.loop import Shard
 from loom.record import read_records
 from typer.testing import CliRunner
@@ -206,6 +207,7 @@ def test_weights_of_another_preset_are_refused_unless_what_fits_is_enough(taught
         (lambda run: (run / "model.json").unlink(), r"no model\.json"),
         (lambda run: (run / "model.json").write_text('{"kind": "bicycle"}'), "kind"),
         (lambda run: (run / "model.json").write_text('{"kind": '), r"model\.json"),
+        (lambda run: write_json(run / "run.json", {"thread": "pinpad"}), "is a run of pinpad"),
     ],
 )
 def test_a_damaged_run_is_refused_by_name(taught, tmp_path, damage, message):
@@ -214,6 +216,15 @@ def test_a_damaged_run_is_refused_by_name(taught, tmp_path, damage, message):
     damage(run)
     with pytest.raises(UserError, match=message):
         restore(run)
+
+
+def test_the_run_of_another_thread_is_not_resumed_and_is_named_as_such(tmp_path):
+    (tmp_path / "config.yaml").write_text("panorama: {width: 1008}\n")
+    write_json(tmp_path / "run.json", {"thread": "coopcyl"})
+    for name in ("train-teacher", "train-student"):
+        done = CliRunner().invoke(app, [name, "--resume", "--run-dir", str(tmp_path)])
+        assert done.exit_code == 2
+        assert f"{tmp_path} is a run of coopcyl, not of end2race" in done.stderr
 
 
 def test_any_bytes_as_a_model_file_are_refused(taught, tmp_path):
@@ -349,6 +360,26 @@ def test_an_evaluation_asks_for_the_speed_that_the_training_did(small, tmp_path)
         assert found[driver]["speed_mse"] == pytest.approx(judged[driver]["speed_mse"], rel=1e-6)
     same = {**vars(restore(run).file), "target_shift": 1}
     assert replace(restore(run), file=ModelFile(**same)).settings() == restore(run).settings()
+
+
+def test_an_evaluation_on_clouds_of_other_beams_than_the_teacher_knows_says_so(small, tmp_path):
+    def declare(beams):
+        write_json(root / "dataset.json", facts | {"lidar_beams": beams})
+
+    root = small(SPLITS)
+    facts = json.loads((root / "dataset.json").read_text())
+    declare(8)
+    run = teach(root, tmp_path / "run", train__max_steps=1)
+    asked = ["eval-teacher", "--teacher-ckpt", str(run), "--data-root", str(root)]
+    assert "[lidar]" not in CliRunner().invoke(app, asked).output
+    declare(32)
+    told = f"[lidar] the clouds of {root} have 32 beams, the teacher learned from 8"
+    assert told in CliRunner().invoke(app, asked).output
+    known = restore(run).file
+    assert known.lidar_beams == 8
+    unknown = replace(restore(run), file=ModelFile(**vars(known) | {"lidar_beams": None}))
+    assert unknown.settings() == restore(run).settings()  # caches of its answers stay valid
+    assert unknown.other_lidar(32, root) is None
 
 
 def test_epochs_are_passes_over_the_windows():

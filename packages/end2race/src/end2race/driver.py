@@ -57,10 +57,12 @@ class Driver:
         seq_len: Frames of the windows that it was trained on.
         hidden_mode: Where the recurrent state comes from.
         impl: auto, torch or cpu.
+        beams: LiDAR beams that a teacher learned from, where they are known.
 
     Attributes:
         sensors: What it looks at: `lidar` or `camera`.
         eye: The camera that a student was calibrated for; None: a teacher.
+        beams: As given.
     """
 
     def __init__(
@@ -70,11 +72,13 @@ class Driver:
         hidden_mode: HiddenMode = "window",
         *,
         impl: str = "auto",
+        beams: int | None = None,
     ) -> None:
         if hidden_mode not in ("window", "carry"):
             raise UserError(f"hidden mode {hidden_mode!r}", hint="take window or carry")
         self.sensors = frozenset({sensor_of(model)})
         self.eye = _eye_of(model)
+        self.beams = beams
         self._model, self._seq_len, self._impl = model.eval(), seq_len, impl
         self._carries = hidden_mode == "carry"
         self.reset(())
@@ -83,7 +87,8 @@ class Driver:
     def load(cls, path: Path, hidden_mode: HiddenMode = "window", *, impl: str = "auto") -> Self:
         """Load a run directory, a checkpoint or a model file."""
         restored = restore(path)
-        return cls(restored.model, restored.file.seq_len, hidden_mode, impl=impl)
+        file = restored.file
+        return cls(restored.model, file.seq_len, hidden_mode, impl=impl, beams=file.lidar_beams)
 
     def reset(self, races: Sized) -> None:
         """Forget everything; as many cars begin as there are races."""

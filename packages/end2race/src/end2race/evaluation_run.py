@@ -84,6 +84,8 @@ def evaluate_driver(
             f"[camera] the images are of another camera than the student's: it lifts them by its "
             f"own calibration, not by that of {camera_root or root}"
         )
+    if not camera and (note := restored.other_lidar(dataset.info.lidar_beams, root)):
+        say(note)
     reader = BatchReader(dataset, listed, images=camera, points=not camera)
     mean = open_loop_errors(
         copycat, BatchReader(dataset, listed, images=False, points=False), 256

@@ -89,6 +89,8 @@ class Prepared:
     exporter: Exporter[Batch]
     source: str
     """Where the teacher was found."""
+    other_lidar: str | None
+    """What to say of clouds with other beams than it learned from."""
 
 
 def export_cache(settings: ExportSettings, say: Callable[[str], None]) -> TeacherCache:
@@ -143,7 +145,8 @@ def prepare(settings: ExportSettings) -> Prepared:
     )
     keys = [window.key for window in chosen]
     exporter = Exporter(asked, reader, keys, settings.batch_size, settings.num_workers)
-    return Prepared(info, exporter, str(teacher.source))
+    other_lidar = teacher.other_lidar(dataset.info.lidar_beams, settings.data_root)
+    return Prepared(info, exporter, str(teacher.source), other_lidar)
 
 
 def announce(settings: ExportSettings, prepared: Prepared, say: Callable[[str], None]) -> None:
@@ -154,6 +157,8 @@ def announce(settings: ExportSettings, prepared: Prepared, say: Callable[[str], 
         f"{settings.data_root}, {settings.split}; teacher {prepared.source} "
         f"({info.teacher_sha256[:12]})"
     )
+    if prepared.other_lidar is not None:
+        say(prepared.other_lidar)
 
 
 def open_cache(settings: ExportSettings, prepared: Prepared) -> TeacherCache:

@@ -20,6 +20,7 @@ from end2race.sim.closed_loop import (
     Policy,
     drive,
     entries,
+    scanner_of,
     unseen_tracks,
 )
 from end2race.sim.score import Score, score
@@ -56,7 +57,7 @@ class Setting:
         seeds: each puts one car on every track and draws its start and colours.
         fixed_look: one appearance for all.
         limit_s: when a car that is still on its way is stopped.
-        scanner: LiDAR of the cars; their own if None.
+        scanner: LiDAR of the cars; one with the beams that a driver knows, if None.
     """
 
     tracks: int | Sequence[Track] = 8
@@ -116,13 +117,16 @@ def race_day(
     """
     heats = {}
     for name, driver in drivers.items():
-        camera_man = Film(eye=driver.eye, scanner=setting.scanner) if name == film else None
+        scanner = setting.scanner or scanner_of(driver)
+        if driver.beams not in (None, scanner.beams):
+            say(f"[lidar] {name} learned from {driver.beams} beams and drives with {scanner.beams}")
+        camera_man = Film(eye=driver.eye, scanner=scanner) if name == film else None
         starts = setting.entries()
         results = drive(
             driver,
             starts,
             limit_s=setting.limit_s,
-            scanner=setting.scanner,
+            scanner=scanner,
             blank=blank,
             watch=camera_man,
         )

@@ -21,6 +21,7 @@ from loom.checkpoint import Checkpoints, newest_folder
 from loom.config import Config, plain
 from loom.errors import UserError
 from loom.files import explained, read_json, write_json
+from loom.run_directory import require_thread
 from torch import Tensor, nn
 
 from end2race.driving import Driving
@@ -64,6 +65,8 @@ class ModelFile(Config):
     target_shift: int = pydantic.Field(1, ge=1)
     view_transform: Literal["lift_splat", "identity"] = "lift_splat"
     camera: CameraFile | None = None
+    lidar_beams: int | None = pydantic.Field(None, ge=1)
+    """Those of the dataset that a teacher learned from, where it says."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,17 @@ class Restored:
 
     def settings(self) -> dict[str, Any]:
         """Return what the answers depend on besides the weights, as plain values."""
-        return {k: v for k, v in plain(self.file).items() if k != "target_shift"}
+        history = ("target_shift", "lidar_beams")
+        return {k: v for k, v in plain(self.file).items() if k not in history}
+
+    def other_lidar(self, beams: int | None, where: object) -> str | None:
+        """Say that clouds have other beams than a teacher learned from; None if not or unknown."""
+        if None in (self.file.lidar_beams, beams) or self.file.lidar_beams == beams:
+            return None
+        return (
+            f"[lidar] the clouds of {where} have {beams} beams, the teacher learned from "
+            f"{self.file.lidar_beams}"
+        )
 
 
 def camera_file(camera: Any) -> CameraFile:
@@ -181,6 +194,7 @@ def _read(path: Path) -> tuple[Path, ModelFile, dict[str, Tensor]]:
     folder = newest_folder(path)
     state = Checkpoints(folder.parent).load(folder).state
     run = folder.parent.parent
+    require_thread(run, "end2race")
     if not (run / FILE).is_file():
         raise UserError(
             f"{run}: no {FILE} beside the checkpoints",

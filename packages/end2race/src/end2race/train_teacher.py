@@ -28,6 +28,7 @@ def train_teacher(config: TeacherConfig, run: Run) -> tuple[LiDARBEVTeacher, Fit
         preset=config.preset,
         seq_len=config.data.seq_len,
         target_shift=config.data.target_shift,
+        lidar_beams=drives.dataset.info.lidar_beams,
     )
     model: LiDARBEVTeacher = new_model(config, run, file)
 

@@ -84,7 +84,7 @@ def run_training(
     Returns:
         The run directory.
     """
-    source = settings_of(source, directory, resume=resume)
+    source = settings_of(source, directory, resume=resume, thread=THREAD)
     resolved = resolve(model, source, overrides, flags=flags)
     if resolved.config.data.root is None:
         root = default_dataset(typer.echo)

@@ -103,8 +103,13 @@ def drive(
     track_dir: TrackDir = None,
     seeds: Annotated[int, typer.Option(min=1, help="Starts on each track.")] = 1,
     beams: Annotated[
-        int, typer.Option(min=1, max=128, help="Beams of the LiDAR, as its drivers know it.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            min=1,
+            max=128,
+            help="Beams of the LiDAR; those that each driver knows (8) if not given.",
+        ),
+    ] = None,
     appearance: LookOption = Look.RANDOM,
     limit_s: Annotated[
         float, typer.Option("--limit-s", min=1, help="Seconds until a car is stopped.")
@@ -121,7 +126,7 @@ def drive(
     """Race in closed loop on tracks that no training has seen, beside the baselines.
 
     Without --ckpt only the baselines drive: copycat, constant command, expert. A student looks
-    through the camera that it was trained with.
+    through the camera that it was trained with, and a teacher has as many beams as it learned from.
     """
     from functools import partial
 
@@ -141,7 +146,7 @@ def drive(
         range(seeds),
         appearance is Look.FIXED,
         limit_s,
-        sensors.lidar(beams),
+        None if beams is None else sensors.lidar(beams),
     )
     drivers = networks(ckpt, hidden_mode.value) if ckpt else {}
     drivers |= baselines()

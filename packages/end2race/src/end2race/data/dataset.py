@@ -58,6 +58,7 @@ class DatasetFile(Config):
     columns: tuple[str, ...] = ()
     wheel_angles_checked: bool = False
     source: str = ""
+    lidar_beams: int | None = pydantic.Field(None, ge=1)
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class DatasetInfo:
         columns: what the CSV files are expected to have; empty where it is not declared.
         wheel_angles_checked: the owner has confirmed that the unit of small angles is right.
         source: where the data comes from, in words.
+        lidar_beams: beams of the LiDAR one above the other, or None where it is not declared.
     """
 
     format_version: int
@@ -85,6 +87,7 @@ class DatasetInfo:
     columns: tuple[str, ...]
     wheel_angles_checked: bool = False
     source: str = ""
+    lidar_beams: int | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ def read_info(root: Path) -> DatasetInfo:
         read.columns,
         read.wheel_angles_checked,
         read.source,
+        read.lidar_beams,
     )
 
 

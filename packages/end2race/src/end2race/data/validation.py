@@ -102,7 +102,10 @@ def validate(
         info = read_info(root)
     except UserError as error:
         return Validation(str(root), (_failed("dataset.json", error),))
-    findings = [Finding("ok", "dataset.json", f"{info.lidar_num_features} numbers per point")]
+    beams = "" if info.lidar_beams is None else f", {info.lidar_beams} beams"
+    findings = [
+        Finding("ok", "dataset.json", f"{info.lidar_num_features} numbers per point{beams}")
+    ]
     segments: list[Segment] = []
     contents: Contents = defaultdict(list)
     directories = segment_directories(root, splits)

@@ -58,6 +58,11 @@ class Policy(Protocol):
         """The camera that it looks through; None: the car's own."""
         ...
 
+    @property
+    def beams(self) -> int | None:
+        """Beams of the LiDAR that it knows; None: those of the car's own."""
+        ...
+
     def reset(self, races: Sequence[Race]) -> None:
         """Begin with these races; only the expert looks at more than their number."""
         ...
@@ -72,6 +77,7 @@ class ExpertDriver:
 
     sensors: frozenset[str] = frozenset()
     eye: Calibration | None = None
+    beams: int | None = None
 
     def reset(self, races: Sequence[Race]) -> None:
         """Plan each race."""
@@ -91,6 +97,7 @@ class ConstantDriver:
     speed_m_s: float
     sensors: frozenset[str] = frozenset()
     eye: Calibration | None = None
+    beams: int | None = None
 
     def reset(self, races: Sequence[Race]) -> None:
         """Keep nothing."""
@@ -105,6 +112,7 @@ class CopycatDriver:
 
     sensors: frozenset[str] = frozenset()
     eye: Calibration | None = None
+    beams: int | None = None
 
     def reset(self, races: Sequence[Race]) -> None:
         """Keep nothing."""
@@ -189,7 +197,7 @@ def drive(
         entries: The starts; their races are driven to the end.
         limit_s: When a car that is still on its way is stopped.
         eye: The camera; the driver's, or else the car's own, if None.
-        scanner: The LiDAR; the car's own if None.
+        scanner: The LiDAR; one with the driver's beams, or else the car's own, if None.
         blank: Give black images and empty clouds, to see whether the driver looks at all.
         watch: Called before each step with the races and what was sensed.
 
@@ -198,7 +206,7 @@ def drive(
     """
     races = [entry.race for entry in entries]
     rngs = [np.random.default_rng((entry.seed, 0xD21E)) for entry in entries]
-    eye, scanner = eye or driver.eye or camera(), scanner or lidar()
+    eye, scanner = eye or driver.eye or camera(), scanner or scanner_of(driver)
     require_level(eye)
     previous = np.zeros(len(races))
     seen = Observation(None, None, previous, previous)
@@ -214,6 +222,11 @@ def drive(
             race.step(float(wheel_angle_deg), float(speed))
         previous = np.clip(commands[:, 0], -_LARGEST_WHEEL_ANGLE_DEG, _LARGEST_WHEEL_ANGLE_DEG)
     return [_result(entry) for entry in entries]
+
+
+def scanner_of(driver: Policy) -> Lidar:
+    """Return a LiDAR with the beams that a driver knows; the car's own if it knows none."""
+    return lidar() if driver.beams is None else lidar(driver.beams)
 
 
 def observe(

@@ -97,7 +97,7 @@ def collect(
         The number of frames.
 
     Raises:
-        UserError: the split is there already, or the camera differs from that of the dataset.
+        UserError: the split is there already, or camera or LiDAR differ from those of the dataset.
     """
     if (root / split).exists():
         raise UserError(
@@ -166,7 +166,11 @@ def _begin(root: Path, plan: Collection) -> None:
     """Write `dataset.json`, or hold the plan against the one that is there."""
     if not (root / FILE).is_file():
         info = DatasetFile(
-            lidar_num_features=4, rate_hz=CONTROL_HZ, columns=_COLUMNS, source="simulator"
+            lidar_num_features=4,
+            rate_hz=CONTROL_HZ,
+            columns=_COLUMNS,
+            source="simulator",
+            lidar_beams=plan.lidar.beams,
         )
         write_info(root, info, plan.camera, plan.lidar.pose)
         return
@@ -182,6 +186,11 @@ def _begin(root: Path, plan: Collection) -> None:
         raise UserError(
             f"{root}: was recorded with another camera",
             hint="give the same --camera, or another folder",
+        )
+    if there.lidar_beams not in (None, plan.lidar.beams):
+        raise UserError(
+            f"{root}: was recorded with {there.lidar_beams} beams, not {plan.lidar.beams}",
+            hint="give the same --beams, or another folder",
         )
 
 

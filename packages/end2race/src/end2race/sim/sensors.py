@@ -48,6 +48,11 @@ class Lidar(NamedTuple):
     range_noise_m: float
 
     @property
+    def beams(self) -> int:
+        """How many rays there are one above the other."""
+        return len(self.elevations_rad)
+
+    @property
     def pose(self) -> Pose:
         """The pose in the ego frame."""
         return Pose(np.eye(3), np.array(self.position_m))
