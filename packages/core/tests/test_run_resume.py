@@ -179,7 +179,7 @@ def test_a_resume_without_the_settings_of_its_run_never_takes_the_defaults(tmp_p
         directory.mkdir()
         (directory / left).touch()
     with pytest.raises(UserError, match=message):
-        run_directory.settings_of(None, directory, resume=True)
+        run_directory.settings_of(None, directory, resume=True, thread="demo")
     with pytest.raises(UserError, match=message):
         opened(directory, resume=True)
 
@@ -201,7 +201,10 @@ def test_a_directory_that_does_not_say_whose_run_it_is_passes_as_anyones(tmp_pat
 
 def test_settings_come_from_the_named_file_or_on_a_resume_from_the_run(finished, tmp_path):
     file = tmp_path / "mine.yaml"
-    assert run_directory.settings_of(file, finished, resume=True) == file
-    assert run_directory.settings_of(None, finished, resume=True) == finished / "config.yaml"
-    assert run_directory.settings_of(None, finished, resume=False) is None
-    assert run_directory.settings_of(None, None, resume=True) is None
+    assert run_directory.settings_of(file, finished, resume=True, thread="featdistill") == file
+    assert (
+        run_directory.settings_of(None, finished, resume=True, thread="featdistill")
+        == finished / "config.yaml"
+    )
+    assert run_directory.settings_of(None, finished, resume=False, thread="featdistill") is None
+    assert run_directory.settings_of(None, None, resume=True, thread="featdistill") is None

@@ -22,6 +22,7 @@ from maniflow_overlay import embedded
 from maniflow_overlay.cli import app
 from maniflow_overlay.config import TrainConfig
 from maniflow_overlay.evaluation.config import MatrixConfig
+from maniflow_overlay.policy.runtime import load_policy
 from maniflow_overlay.watchdog import STACKS, Watchdog
 from typer.testing import CliRunner
 
@@ -86,6 +87,24 @@ def test_status_of_a_run_at_work_is_one_line_and_follows_it_on_demand(tmp_path):
     followed = command("status", tmp_path, "--follow")
     assert followed.exit_code == 0
     assert [line.split(",")[0] for line in followed.stdout.splitlines()[1:]] == ["finished"]
+
+
+def test_the_run_of_another_thread_is_named_as_such(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "run.json").write_text('{"thread": "coopcyl"}', encoding="utf-8")
+    (other / "config.yaml").write_text("panorama: {width: 1008}\n", encoding="utf-8")
+    for words in (
+        ("train", "--resume", "--run-dir", other),
+        ("eval", "matrix", "--resume", "--run-dir", other),
+        ("eval", "matrix", "--policy", other, "--run-dir", tmp_path / "matrix"),
+    ):
+        said = command(*words)
+        assert said.exit_code == 2, said.output
+        assert f"{other} is a run of coopcyl, not of maniflow_overlay" in said.stderr
+    assert not (tmp_path / "matrix").exists()
+    with pytest.raises(UserError, match="is a run of coopcyl"):
+        load_policy(other)
 
 
 def test_a_report_is_written_again_and_says_what_it_left_out(trained, tmp_path):

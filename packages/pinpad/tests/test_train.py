@@ -12,7 +12,7 @@ from loom.record import read_records
 from pinpad.cli import app
 from pinpad.data.collect import collect
 from pinpad.data.players import parse_mix
-from pinpad.restore import restore_agent, restore_world
+from pinpad.restore import read_config, restore_agent, restore_world
 from pinpad.returns import Judging, read_returns, scripted_returns
 from pinpad.train import new_agent
 from pinpad.train_config import PRESETS, TrainConfig, preset_names
@@ -57,6 +57,17 @@ def differing(one, two, place=""):
         return [d for i, (a, b) in enumerate(zip(one, two, strict=True))
                 for d in differing(a, b, f"{place}[{i}]")]  # fmt: skip
     return [] if one == two else [place]
+
+
+def test_the_run_of_another_thread_is_named_as_such(here):
+    (here / "other").mkdir()
+    (here / "other" / "run.json").write_text('{"thread": "coopcyl"}')
+    (here / "other" / "config.yaml").write_text("panorama: {width: 1008}\n")
+    said = run("train", "--run-dir", "other", "--resume")
+    assert said.exit_code == 2
+    assert "other is a run of coopcyl, not of pinpad" in said.stderr
+    with pytest.raises(UserError, match="is a run of coopcyl, not of pinpad"):
+        read_config(here / "other")
 
 
 @pytest.mark.parametrize("dynamics", ["rssm", "vta"])

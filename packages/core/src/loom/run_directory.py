@@ -70,7 +70,7 @@ def require_thread(
 
 
 def settings_of(
-    source: Path | None, directory: Path | None, *, resume: bool, thread: str | None = None
+    source: Path | None, directory: Path | None, *, resume: bool, thread: str
 ) -> Path | None:
     """Return the file a command takes its settings from.
 
@@ -78,7 +78,7 @@ def settings_of(
         source: the one that was named; it is taken as it is.
         directory: the run's, where it was named.
         resume: a resume without a source takes the settings of the run.
-        thread: whose run it has to be; any if None.
+        thread: whose run it has to be.
 
     Returns:
         A settings file, or None for the defaults.
@@ -89,8 +89,7 @@ def settings_of(
     """
     if not resume or source is not None or directory is None:
         return source
-    if thread is not None:
-        require_thread(directory, thread)
+    require_thread(directory, thread)
     if (directory / CONFIG_FILE).is_file():
         return directory / CONFIG_FILE
     _require_folder(directory)

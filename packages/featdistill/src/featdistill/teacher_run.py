@@ -42,7 +42,7 @@ def run_teacher(
     """Fit a teacher, score it on the test views, write the page; return the run directory."""
     if resume and directory is not None:
         require_kind(directory, "teacher")
-    source = settings_of(source, directory, resume=resume)
+    source = settings_of(source, directory, resume=resume, thread="featdistill")
     flags: dict[str, Any] = {
         "data.scene": scene,
         "data.width": width,

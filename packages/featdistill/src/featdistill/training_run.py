@@ -41,7 +41,7 @@ def run_training(
     """Train, judge every evaluation view, write the page; return the run directory."""
     if resume and directory is not None:
         require_kind(directory, "student")
-    source = settings_of(source, directory, resume=resume)
+    source = settings_of(source, directory, resume=resume, thread="featdistill")
     flags = {"train.max_steps": max_steps, "log_interval": log_interval}
     resolved = resolve(TrainConfig, source, overrides, flags=flags)
     whole = resolve(TrainConfig, source, overrides).config.train.max_steps

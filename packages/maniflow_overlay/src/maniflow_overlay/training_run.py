@@ -29,7 +29,7 @@ def run_training(
     archive: bool = False,
 ) -> Path:
     """Train, validate on every window, write the page; return the run directory."""
-    source = settings_of(source, directory, resume=resume)
+    source = settings_of(source, directory, resume=resume, thread="maniflow_overlay")
     whole = resolve(TrainConfig, source).config.steps
     resolved = resolve(TrainConfig, source, overrides, flags=flags)
     if not (resume and directory is not None and not directory.exists()):  # which is refused below

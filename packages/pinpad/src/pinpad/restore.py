@@ -7,6 +7,7 @@ import torch
 from loom.checkpoint import Checkpoints, newest_folder
 from loom.config import resolve
 from loom.errors import UserError
+from loom.run_directory import require_thread
 
 from pinpad.models.agent import Agent
 from pinpad.models.world import WorldModel
@@ -45,7 +46,12 @@ def restore_agent(path: Path) -> tuple[Agent[Any], TrainConfig]:
 
 
 def read_config(run: Path) -> TrainConfig:
-    """Return the configuration of a run."""
+    """Return the configuration of a run.
+
+    Raises:
+        UserError: There is none, or it is a run of another thread.
+    """
+    require_thread(run, "pinpad", hint="give a run of `pinpad train`")
     return resolve(TrainConfig, run / "config.yaml").config
 
 

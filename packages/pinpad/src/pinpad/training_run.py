@@ -43,7 +43,7 @@ def run_training(
     archive: bool = False,
 ) -> Path:
     """Train an agent, or a world model with `wm_only`; return the run directory."""
-    source = settings_of(source, directory, resume=resume)
+    source = settings_of(source, directory, resume=resume, thread="pinpad")
     resolved = resolve_training(source, overrides, preset, flags)
     with Run.open(
         "pinpad", TrainConfig, resolved, directory=directory, resume=resume, archive=archive

@@ -12,7 +12,7 @@ from loom.config import resolve
 from loom.errors import UserError
 from loom.files import write_atomic
 from loom.run import Run
-from loom.run_directory import settings_of
+from loom.run_directory import require_thread, settings_of
 
 from maniflow_overlay.arms import Arm
 from maniflow_overlay.evaluation.actors import Expert, PolicyActor, Random, Replay
@@ -64,7 +64,7 @@ def matrix_command(
 ) -> None:
     """Play a matrix, print its table and write its page."""
     flags = {"runs": [str(path) for path in runs] or None, "episodes": episodes, "scene": scene}
-    source = settings_of(source, directory, resume=resume)
+    source = settings_of(source, directory, resume=resume, thread="maniflow_overlay")
     resolved = resolve(MatrixConfig, source, overrides, flags=flags)
     for run_dir in resolved.config.runs:  # before the matrix takes its directory
         if not (run_dir / "config.yaml").is_file():
@@ -72,6 +72,7 @@ def matrix_command(
                 f"{run_dir} is no training: it has no config.yaml",
                 hint="name the directory of a run of `maniflow-overlay train`",
             )
+        require_thread(run_dir, "maniflow_overlay")
     with Run.open(
         "maniflow_overlay",
         MatrixConfig,

@@ -20,6 +20,7 @@ from loom.checkpoint import Checkpoints, Loaded
 from loom.config import resolve
 from loom.device import choose_device
 from loom.errors import UserError
+from loom.run_directory import require_thread
 from torch import Tensor
 
 from maniflow_overlay.arms import Arm, Fuse, Mode
@@ -305,9 +306,10 @@ def load_policy(run_dir: Path, *, checkpoint: str = "best", device: str = "auto"
         device: auto, cpu or cuda.
 
     Raises:
-        UserError: There is no such run or checkpoint, or it is damaged.
+        UserError: There is no such run or checkpoint, it is damaged, or of another thread.
     """
     run_dir = Path(run_dir)
+    require_thread(run_dir, "maniflow_overlay", hint="give a run of `maniflow-overlay train`")
     config = resolve(TrainConfig, run_dir / "config.yaml").config
     checkpoints = Checkpoints(run_dir / "checkpoints")
     loaded = checkpoints.load(_chosen(checkpoints, checkpoint))
