@@ -9,10 +9,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from loom import jobs_loop
 from loom.errors import UserError
 from loom.jobs import Job, Local, Sweep
 from loom.jobs_loop import MAX_LOSSES, run_jobs
 from loom.jobs_process import Ending
+from loom.jobs_state import SweepState
 from loom.runs import find_runs
 
 
@@ -49,6 +51,9 @@ class Step:
             self.place.count = 1  # its machine is gone
             return Ending("lost", "its machine went away")
         return Ending("done", "", {"seconds": 0.1})
+
+    def waits_for(self) -> str:
+        return ""
 
     def kill(self) -> Ending:
         return Ending("interrupted", "")
@@ -93,6 +98,83 @@ def test_a_job_that_is_lost_again_and_again_has_failed(tmp_path):
     assert status["poison"]["attempts"] == MAX_LOSSES
     assert status["good"]["state"] == "done"
     assert last.kind == "failed"
+
+
+class Full(Fragile):
+    """A place that others use, too: an attempt begins after some polls, if at all."""
+
+    def __init__(self, slots: int, waits: int) -> None:
+        super().__init__(slots, {})
+        self.waits = waits
+
+    def start(self, job: Job, slots: Sequence[int], directory: Path, log: Path):
+        return Queued(self, job.name)
+
+
+class Queued(Step):
+    def poll(self, stops: int) -> Ending | None:
+        self.polls += 1
+        return Ending("done", "") if self.polls > self.place.waits + 3 else None
+
+    def waits_for(self) -> str:
+        return "" if self.polls > self.place.waits else "it asks for 2, 1 of 4 is free"
+
+
+def test_a_job_that_its_place_keeps_waiting_is_named_with_what_it_asks_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs_loop, "PATIENCE_S", 0.0)
+    sweep = Sweep("test", [Job("a", ["true"], slots=2)])
+    shown = []
+    for event in run_jobs(Full(4, waits=5), sweep, tmp_path, False, retry_failed=False):
+        status = json.loads((tmp_path / "status.json").read_text(encoding="utf-8"))
+        shown.append((str(event), status["jobs"]["a"].get("detail")))
+    assert shown[2] == (
+        "a: waiting, it asks for 2, 1 of 4 is free",
+        "it asks for 2, 1 of 4 is free",
+    )
+    kinds = [event["kind"] for event in events(tmp_path)]
+    assert kinds == ["started", "started", "waiting", "done", "finished"]  # told once
+
+
+def test_what_a_job_waited_for_is_forgotten_once_it_has_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs_loop, "PATIENCE_S", 0.0)
+    state = SweepState(sweep := Sweep("test", [Job("a", ["true"])]), tmp_path, {})
+    state.begin(sweep.jobs[0], {})
+    state.wait(sweep.jobs[0], "no room")
+    state.go_on(sweep.jobs[0])
+    status = json.loads((tmp_path / "status.json").read_text(encoding="utf-8"))
+    assert status["jobs"]["a"]["state"] == "running"
+    assert "detail" not in status["jobs"]["a"]
+
+
+def test_a_job_larger_than_what_is_left_says_so_and_starts_when_there_is_room(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(jobs_loop, "PATIENCE_S", 0.0)
+    place = Fragile(4, {"a": 1})  # one slot of four is left when `a` has lost its machine
+    sweep = Sweep("test", [Job("a", ["true"]), Job("wide", ["true"], after=["a"], slots=3)])
+    said = []
+    for event in run_jobs(place, sweep, tmp_path, False, retry_failed=False):
+        if event.kind == "waiting":
+            said.append(str(event))
+            place.count = 4  # the machine is back
+    assert said == [
+        "wide: waiting, it asks for 3 slots, 1 of 1 are free; so many there are not any more"
+    ]
+    assert events(tmp_path)[-1]["kind"] == "finished"
+
+
+def test_idle_slots_that_are_too_few_for_the_next_job_are_told_of_and_full_ones_are_not(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(jobs_loop, "PATIENCE_S", 0.0)
+    said = {}
+    for name, wide in (("idle", 2), ("full", 1)):
+        root = tmp_path / name
+        jobs = [Job("a", ["true"]), Job("b", ["true"], slots=wide), Job("c", ["true"])]
+        place = Fragile(2 if wide == 2 else 1, {})
+        found = run_jobs(place, Sweep("test", jobs), root, False, retry_failed=False)
+        said[name] = [str(event) for event in found if event.kind == "waiting"]
+    assert said == {"idle": ["b: waiting, it asks for 2 slots, 1 of 2 are free"], "full": []}
 
 
 def test_a_list_of_runs_shows_a_sweep_and_the_runs_below_it(tmp_path):

@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
-from loom import processes
+from loom import jobs_ray, jobs_ray_cluster, processes
 from loom.errors import UserError
 from loom.jobs import Job, Sweep
 from loom.jobs_node import order_line
+from loom.jobs_process import Ending
 from loom.jobs_ray import Ray
 
 
@@ -102,6 +104,74 @@ def test_two_attempts_of_a_job_never_run_at_the_same_time(tmp_path):
         assert not (tmp_path / "place").exists()
     assert ending(watcher)["state"] == "done"
     assert (tmp_path / "place" / "ran").exists()
+
+
+def busy_ray() -> SimpleNamespace:
+    """Ray's functions as far as an executor asks them, of a cluster that others use."""
+    nodes = [
+        {"NodeID": name, "NodeManagerAddress": name, "Alive": True, "Resources": resources}
+        for name, resources in (
+            ("10.0.0.1", {"CPU": 8.0, "GPU": 2.0}),
+            ("10.0.0.2", {"CPU": 4.0, "GPU": 6.0}),
+        )
+    ]
+    strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda machine, soft: machine)
+    task = SimpleNamespace(remote=lambda order: "task")
+    return SimpleNamespace(
+        nodes=lambda: nodes,
+        cluster_resources=lambda: {"CPU": 12.0, "GPU": 8.0},
+        available_resources=lambda: {"CPU": 3.0},
+        remote=lambda function: SimpleNamespace(options=lambda **asked: task),
+        util=SimpleNamespace(scheduling_strategies=strategies),
+    )
+
+
+@pytest.fixture
+def ray(monkeypatch) -> SimpleNamespace:
+    ray = busy_ray()
+    for module in (jobs_ray, jobs_ray_cluster):
+        monkeypatch.setattr(module, "import_ray", lambda: ray)
+    return ray
+
+
+@pytest.mark.parametrize(
+    ("gpus", "slots", "told"),
+    [
+        (
+            False,
+            5,
+            "it has not begun; it asks for 5 CPU of 10.0.0.1, which holds 8 slots; free in the "
+            "whole cluster: 3 of 12 CPU",
+        ),
+        (
+            True,
+            3,
+            "it has not begun; it asks for 3 CPU and 3 GPU of 10.0.0.2, which holds 4 slots; free "
+            "in the whole cluster: 3 of 12 CPU and 0 of 8 GPU",
+        ),
+    ],
+)
+def test_a_job_that_ray_keeps_waiting_says_what_it_asks_for_until_it_begins(
+    tmp_path, ray, gpus, slots, told
+):
+    executor, log = Ray(gpus=gpus), tmp_path / "job.log"
+    executor._remote = ray.remote(None)
+    log.write_text("of an earlier attempt\n")
+    attempt = executor.start(Job("job", ["true"], slots=slots), range(slots), tmp_path, log)
+    assert not isinstance(attempt, Ending)
+    assert attempt.waits_for() == told
+    log.write_text("of an earlier attempt\n$ true\n")
+    assert attempt.waits_for() == ""
+
+
+@pytest.mark.parametrize(("gpus", "most"), [(False, 8), (True, 4)])
+def test_what_no_machine_of_the_cluster_could_ever_give_is_refused(ray, gpus, most):
+    def require(slots: int) -> None:
+        Ray(gpus=gpus)._require_room(Sweep("test", [Job("wide", ["true"], slots=slots)]))
+
+    require(most)
+    with pytest.raises(UserError, match=f"needs {most + 1} slots, no machine has more than {most}"):
+        require(most + 1)
 
 
 def test_without_ray_the_executor_says_what_to_install(tmp_path, monkeypatch):

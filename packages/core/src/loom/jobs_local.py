@@ -89,5 +89,8 @@ class _LocalAttempt:
     def poll(self, stops: int) -> Ending | None:
         return self._process.poll(stops, self._grace_s)
 
+    def waits_for(self) -> str:
+        return ""
+
     def kill(self) -> Ending:
         return self._process.kill()

@@ -26,6 +26,9 @@ from loom.jobs_state import SweepState, left_to_do, take_over
 MAX_LOSSES = 3
 """A job that is lost so often with its machine may be what brings machines down: it has failed."""
 
+PATIENCE_S = 5.0
+"""After so long it is said that a job waits although there is room, and for what."""
+
 
 class Attempt(Protocol):
     """A job under way somewhere."""
@@ -37,6 +40,10 @@ class Attempt(Protocol):
 
     def poll(self, stops: int) -> Ending | None:
         """Return its ending, or None while it runs; `stops` counts the requests to end."""
+        ...
+
+    def waits_for(self) -> str:
+        """Say what it waits for at its place before it can begin, or ""."""
         ...
 
     def kill(self) -> Ending:
@@ -88,6 +95,7 @@ class _Running(NamedTuple):
     job: Job
     attempt: Attempt
     slots: tuple[int, ...]
+    since: float
 
 
 class _Loop:
@@ -100,6 +108,9 @@ class _Loop:
         self._waiting = waiting
         self._running: list[_Running] = []
         self._losses: Counter[str] = Counter()
+        self._held_up: tuple[str, float] | None = None  # the next job, and since when
+        self._told: set[str] = set()  # jobs of which it was said that they wait
+        self._looked_at = 0.0
 
     def run(self) -> Generator[Event]:
         try:
@@ -107,6 +118,7 @@ class _Loop:
                 yield from self._start_what_may()
                 time.sleep(POLL_S)
                 yield from self._settle_what_ended()
+                yield from self._say_what_has_not_begun()
                 self._state.heartbeat()
         finally:  # also when the caller leaves the loop, or something here breaks
             left = bool(self._waiting or self._running or self._caught)
@@ -121,15 +133,17 @@ class _Loop:
             taken = {slot for one in self._running for slot in one.slots}
             free = [slot for slot in range(self._place.slots()) if slot not in taken]
             if job.slots > len(free):
+                yield from self._say_that_it_is_held_up(job, len(free))
                 return
             self._waiting.remove(job)
+            self._told.discard(job.name)
             slots = tuple(free[: job.slots])
             directory, log = self._state.directory(job), self._state.log(job)
             started = self._place.start(job, slots, directory, log)
             if isinstance(started, Ending):
                 yield self._state.end(job, started)
             else:
-                self._running.append(_Running(job, started, slots))
+                self._running.append(_Running(job, started, slots, time.monotonic()))
                 yield self._state.begin(job, started.where)
 
     def _next_ready(self) -> Job | None:
@@ -137,12 +151,46 @@ class _Loop:
         unfinished = {job.name for job in self._waiting} | {one.job.name for one in self._running}
         return next((job for job in self._waiting if unfinished.isdisjoint(job.after)), None)
 
+    def _say_that_it_is_held_up(self, job: Job, free: int) -> Generator[Event]:
+        """Say that the next job lacks slots: some lie idle, or nothing runs that could free one."""
+        if self._running and not free:
+            self._held_up = None  # the usual case: all slots are at work
+            return
+        if self._held_up is None or self._held_up[0] != job.name:
+            self._held_up = (job.name, time.monotonic())
+        if job.name in self._told or time.monotonic() - self._held_up[1] < PATIENCE_S:
+            return
+        self._told.add(job.name)
+        total = self._place.slots()
+        why = f"it asks for {job.slots} slots, {free} of {total} are free"
+        if job.slots > total:
+            why += "; so many there are not any more"
+        yield self._state.wait(job, why)
+
+    def _say_what_has_not_begun(self) -> Generator[Event]:
+        """Say which attempts still wait at their place, and forget it once they have begun."""
+        now = time.monotonic()
+        if now - self._looked_at < min(1.0, PATIENCE_S):
+            return
+        self._looked_at = now
+        for one in self._running:
+            if now - one.since < PATIENCE_S:
+                continue
+            why, told = one.attempt.waits_for(), one.job.name in self._told
+            if why and not told:
+                self._told.add(one.job.name)
+                yield self._state.wait(one.job, why)
+            elif told and not why:
+                self._told.discard(one.job.name)
+                self._state.go_on(one.job)
+
     def _settle_what_ended(self) -> Generator[Event]:
         for one in list(self._running):
             ending = one.attempt.poll(len(self._caught))
             if ending is None:
                 continue
             self._running.remove(one)
+            self._told.discard(one.job.name)
             if ending.state == "lost":
                 ending = self._after_loss(one.job, ending)
             yield self._state.end(one.job, ending)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -114,7 +114,15 @@ class Ray:
             max_retries=0,
             scheduling_strategy=affinity(machine, soft=False),
         )
-        attempt = _RayAttempt(task.remote(order), job.slots, machine, self._machines, self._grace_s)
+        before = _size(log)
+        attempt = _RayAttempt(
+            task.remote(order),
+            job.slots,
+            machine,
+            self._machines,
+            self._grace_s,
+            has_begun=lambda: _size(log) > before,
+        )
         self._attempts = [one for one in self._attempts if not one.over] + [attempt]
         return attempt
 
@@ -147,10 +155,18 @@ class _RayAttempt:
     """A job that the cluster holds."""
 
     def __init__(
-        self, task: Any, slots: int, machine: str, machines: Machines, grace_s: float
+        self,
+        task: Any,
+        slots: int,
+        machine: str,
+        machines: Machines,
+        grace_s: float,
+        *,
+        has_begun: Callable[[], bool],
     ) -> None:
         self.slots, self.machine, self.over = slots, machine, False
         self._task, self._machines, self._grace_s = task, machines, grace_s
+        self._has_begun, self._begun = has_begun, False
         self._address = machines.alive()[machine].address
         self._asked = 0
 
@@ -171,6 +187,11 @@ class _RayAttempt:
             self.over = True
             return self._gone(f"its machine {self._address} went away")
         return None
+
+    def waits_for(self) -> str:
+        """Say what Ray lacks for it; others may use the cluster, too."""
+        self._begun = self._begun or self._has_begun()
+        return "" if self._begun else self._machines.room(self.machine, self.slots)
 
     def kill(self) -> Ending:
         ray = import_ray()
@@ -199,6 +220,11 @@ class _RayAttempt:
 
     def _gone(self, why: str) -> Ending:
         return Ending("interrupted", "") if self._asked else Ending("lost", why)
+
+
+def _size(log: Path) -> int:
+    """Return the bytes of a log; its first line tells that an attempt has begun."""
+    return log.stat().st_size if log.exists() else 0
 
 
 def run_on_node(order: str) -> dict[str, Any]:

@@ -25,8 +25,8 @@ class Machines:
     """The live machines by their id in Ray, asked for once a second."""
 
     def __init__(self, gpus: bool) -> None:
-        """Say whether a slot is a GPU or a processor."""
-        self._kind = "GPU" if gpus else "CPU"
+        """Say whether a slot is a processor, or a processor and a GPU."""
+        self._kinds = ("CPU", "GPU") if gpus else ("CPU",)
         self._known: dict[str, Machine] = {}
         self._asked_at = -AGE_S
 
@@ -35,13 +35,29 @@ class Machines:
         if time.monotonic() - self._asked_at >= AGE_S:
             self._known = {
                 node["NodeID"]: Machine(
-                    node["NodeManagerAddress"], int(node["Resources"].get(self._kind, 0))
+                    node["NodeManagerAddress"],
+                    min(int(node["Resources"].get(kind, 0)) for kind in self._kinds),
                 )
                 for node in import_ray().nodes()
                 if node["Alive"]
             }
             self._asked_at = time.monotonic()
         return self._known
+
+    def room(self, machine: str, slots: int) -> str:
+        """Say what a job asks for on a machine, and what the cluster has."""
+        ray, here = import_ray(), self.alive().get(machine)
+        if here is None:
+            return "its machine went away"
+        total, free = ray.cluster_resources(), ray.available_resources()
+        asked = " and ".join(f"{slots} {kind}" for kind in self._kinds)
+        left = " and ".join(
+            f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}" for kind in self._kinds
+        )
+        return (
+            f"it has not begun; it asks for {asked} of {here.address}, which holds {here.slots} "
+            f"slots; free in the whole cluster: {left}"
+        )
 
 
 def connect(address: str | None, slots: int | None) -> None:

@@ -116,8 +116,10 @@ class Sweep:
 class Event:
     """Something that happened: `job` is empty for the sweep itself.
 
-    `kind` is one of started, skipped, done, failed, interrupted, lost for a job; the sweep ends
-    with finished (every job is done), failed or interrupted. Skipped is a job that need not run
+    `kind` is one of waiting, started, skipped, done, failed, interrupted, lost for a job; the sweep
+    ends with finished (every job is done), failed or interrupted. Waiting is a job that could run
+    if there were room, with what it asks for and what is free, once it has waited for some seconds;
+    one that was handed to a cluster may wait after it started. Skipped is a job that need not run
     again, and, as its state too, one whose inputs are missing. Lost is an attempt whose machine
     went away; the job starts again.
     """

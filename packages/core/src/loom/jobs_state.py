@@ -80,6 +80,17 @@ class SweepState:
         self.write()
         return self.event("started", job.name, " ".join(map(str, job.command)))
 
+    def wait(self, job: Job, why: str) -> Event:
+        """Record what a job waits for, whether it was handed out already or not."""
+        self.jobs[job.name]["detail"] = why
+        self.write()
+        return self.event("waiting", job.name, why)
+
+    def go_on(self, job: Job) -> None:
+        """Record that a job waits no longer."""
+        self.jobs[job.name].pop("detail", None)
+        self.write()
+
     def end(self, job: Job, ending: Ending) -> Event:
         """Record the end of an attempt; a job that is lost waits for another one."""
         value = "waiting" if ending.state == "lost" else ending.state
