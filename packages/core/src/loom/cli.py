@@ -9,10 +9,12 @@ closed the pipe is no error. Nothing here imports torch, so `--help` is quick.
     main = partial(run_app, app)
 """
 
+import codecs
 import functools
 import importlib
 import importlib.metadata
 import inspect
+import io
 import os
 import sys
 import traceback
@@ -74,6 +76,7 @@ class _Group(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
+        _print_any_text()
         debug = bool(ctx.ensure_object(dict).get("debug"))
         try:
             return super().invoke(ctx)
@@ -87,6 +90,23 @@ class _Group(TyperGroup):
             raise
         except Exception as error:
             raise typer.Exit(_report(error, ctx.info_name or "", debug=debug)) from None
+
+
+def _print_any_text() -> None:
+    """Let stdout take every text, whatever the locale: nobody's results end at a path's letter."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        codecs.register_error("loom", _as_bytes_or_escaped)
+        sys.stdout.reconfigure(errors="loom")
+
+
+def _as_bytes_or_escaped(error: UnicodeError) -> tuple[bytes, int]:
+    """Encode what stdout has no code for: bytes of a file's name as they are, the rest escaped."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    try:
+        return text.encode("ascii", "surrogateescape"), error.end
+    except UnicodeEncodeError:
+        return text.encode("ascii", "backslashreplace"), error.end
 
 
 def _usage_errors() -> tuple[type[BaseException], ...]:

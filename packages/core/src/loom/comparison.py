@@ -6,6 +6,7 @@ of one run there is its value and no interval, for it says nothing of the spread
 Where both sides were judged on the same items, `loom.paired` adds the differences over those.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from loom.paired import Paired, pair
 from loom.record import Row, read_records
 from loom.report import Cell, Report
 from loom.report_curves import Curves
-from loom.run_directory import CONFIG_FILE
+from loom.run_directory import CONFIG_FILE, RUN_FILE
 from loom.runs import find_runs
 
 _OWN = ("seed", "name")  # settings in which the runs of one side may differ
@@ -99,8 +100,11 @@ def compare(first: Path, second: Path) -> Comparison:
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
-    """Return the ends of two paths from where they differ on: `wide/seed-0`, `narrow/seed-0`."""
-    one, two = first.resolve(), second.resolve()
+    """Return the ends of two paths from where they differ on: `wide/seed-0`, `narrow/seed-0`.
+
+    Links keep the names that the user gave.
+    """
+    one, two = (Path(os.path.normpath(path.absolute())) for path in (first, second))
     parts = 1
     while one.parts[-parts:] == two.parts[-parts:] and parts < len(one.parts) and one != two:
         parts += 1
@@ -111,8 +115,14 @@ def _side(path: Path, name: str) -> Side:
     """Read one side; its configuration is that of its first run."""
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder", hint="give a run, or a folder of runs")
-    if (path / CONFIG_FILE).is_file():
+    config = path / CONFIG_FILE
+    if config.is_file() or config.is_dir():  # a folder of this name is said to be one
         runs = [path]
+    elif (path / RUN_FILE).is_file():
+        raise UserError(
+            f"{path}: a run without {CONFIG_FILE}, so nothing says what it was",
+            hint="it ended before it had written its settings, or the file was taken away",
+        )
     else:
         runs = [Path(each.path) for each in find_runs(path)]
         runs = [run for run in runs if (run / CONFIG_FILE).is_file()]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from loom.record import json_safe
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 60
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # would break a row, or speak to the terminal
 
 
 def print_json(value: Any, indent: int | None = 2) -> None:
@@ -56,7 +58,9 @@ def print_table(
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], str(value))
 
 
 def schedule_values(config: Config, steps: int | None = None) -> dict[str, list[tuple[int, float]]]:

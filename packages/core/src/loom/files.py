@@ -27,6 +27,7 @@ _HINTS = {
     errno.EPERM: "you may not do this here: check the owner and mode, or give another folder",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "a part of this path is a file, not a folder",
+    errno.ELOOP: "this link leads to itself: remove it, or give what it was meant to lead to",
     errno.EEXIST: "something of this name is in the way: move it, or give another path",
     errno.EISDIR: "this is a folder, a file was expected",
     errno.ENAMETOOLONG: "choose a shorter name",

@@ -120,9 +120,9 @@ def read_records(directory: Path) -> list[Row]:
 
 def _complete_lines(path: Path) -> Iterator[tuple[bytes, Row]]:
     """Yield (line, row) for each line that ends in a newline."""
-    if not path.exists():
-        return
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+    with explained(path):
+        content = path.read_bytes() if path.exists() else b""
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             return
         try:

@@ -8,6 +8,7 @@ content gives the same bytes, so two reports can be compared.
 import base64
 import io
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -333,7 +334,7 @@ def _shown(value: object) -> str:
     if value is None:
         return NOT_EVALUATED
     if isinstance(value, Link):
-        return f'<a href="{quote(value.target)}">{escape(value.text)}</a>'
+        return f'<a href="{quote(os.fsencode(value.target))}">{escape(value.text)}</a>'
     if isinstance(value, bool):
         return "yes" if value else "no"
     if _is_number(value):

@@ -4,6 +4,7 @@ Nothing here talks to a running process. Folders may be half-written, damaged or
 shows what it can and never fails on one of them.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -49,12 +50,17 @@ def find_runs(root: Path) -> list[Summary]:
     """Return the runs below a folder, the newest last; archived ones are left out.
 
     Raises:
-        UserError: There is no such folder.
+        UserError: There is no such folder, or it may not be read.
     """
     if not root.is_dir():
         raise UserError(
             f"{root}: there is no such folder",
             hint="give the folder of the runs; commands make runs/ where they are started",
+        )
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise UserError(
+            f"{root}: permission denied, so nothing is known of its runs",
+            hint="check the owner and mode of the folder",
         )
     summaries = [summary(path) for path in _run_directories(root, DEPTH, set())]
     return sorted(summaries, key=lambda each: each.began or "")

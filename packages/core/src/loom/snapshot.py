@@ -32,8 +32,8 @@ _KEPT = (
     "training_metrics.csv",
     "log.txt",
     "report.html",
-    "evaluation/**/*",
 )
+_EVALUATION = "evaluation"  # with all that is in it
 _LARGEST_UNTRACKED = 1 << 20  # bytes; code is smaller
 _TAG = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
@@ -54,7 +54,8 @@ def snapshot(
         changed since the run began).
 
     Raises:
-        UserError: There is no run, the tag is no name, or a snapshot of this name is there.
+        UserError: There is no run, or a file of it cannot be read; the tag is no name, or a
+            snapshot of this name is there.
     """
     facts = _facts(run)
     if not re.fullmatch(_TAG, tag):
@@ -65,10 +66,12 @@ def snapshot(
     target = folder / f"{tag}.zip"
     if target.exists():
         raise UserError(f"{target}: there is a snapshot of this name", hint="choose another tag")
-    files = dict(_members(run))
+    files, left_out = _members(run)
     if checkpoint:
         files |= _newest_checkpoint(run)
     code, notices = _code(facts)
+    if left_out:
+        notices.append(f"left out, as they are no files of the run's own: {_listed(left_out)}")
     _write(target, files, code, {"run": run.resolve().name, "tag": tag, "notices": notices})
     return target, notices
 
@@ -82,11 +85,43 @@ def _facts(run: Path) -> Mapping[str, Any]:
     return facts
 
 
-def _members(run: Path) -> Iterator[tuple[str, Path]]:
-    for pattern in _KEPT:
-        for path in sorted(run.glob(pattern)):
-            if path.is_file() and not path.is_symlink():
-                yield path.relative_to(run).as_posix(), path
+def _members(run: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the small files of a run, and the names that lead elsewhere or are no files."""
+    found = [run / name for name in _KEPT if os.path.lexists(run / name)]
+    files, left_out = {}, []
+    for path in [*found, *_below(run / _EVALUATION)]:
+        name = _printable(path.relative_to(run).as_posix())
+        if path.is_symlink() or not path.is_file():
+            left_out.append(name)
+        else:
+            files[name] = path
+    return files, left_out
+
+
+def _printable(name: str) -> str:
+    r"""Return a name as text that can be written; bytes that are not UTF-8 become `\udcff`."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder and its folders, or the path itself where it is none.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    if not folder.is_dir() or folder.is_symlink():
+        if os.path.lexists(folder):
+            yield folder
+        return
+    with explained(folder):
+        inside = sorted(folder.iterdir())
+    for path in inside:
+        yield from _below(path)
+
+
+def _content(path: Path) -> bytes:
+    with explained(path):
+        return path.read_bytes()
 
 
 def _newest_checkpoint(run: Path) -> dict[str, Path]:
@@ -139,7 +174,7 @@ def _untracked(checkout: str) -> tuple[dict[str, bytes], list[str]]:
     packed, large = {}, []
     for name in sorted(os.fsdecode(each) for each in listed.split(b"\0") if each):
         path = top / name
-        shown = name.encode("utf-8", "backslashreplace").decode()
+        shown = _printable(name)
         if path.is_symlink() or not path.is_file():
             continue
         if path.stat().st_size > _LARGEST_UNTRACKED:
@@ -164,7 +199,7 @@ def _git(folder: str, *arguments: str) -> bytes | None:
     top = subprocess.run(
         ["git", "-C", folder, "rev-parse", "--show-toplevel"], capture_output=True, check=False
     )
-    place = top.stdout.decode().strip() or folder
+    place = os.fsdecode(top.stdout.strip()) or folder
     done = subprocess.run(["git", "-C", place, *arguments], capture_output=True, check=False)
     return done.stdout if done.returncode == 0 else None
 
@@ -179,12 +214,12 @@ def _write(
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with zipfile.ZipFile(torn, "w", zipfile.ZIP_DEFLATED) as archive:
-                contents = ((name, path.read_bytes()) for name, path in files.items())
+                contents = ((name, _content(path)) for name, path in files.items())
                 for name, content in (*contents, *code.items()):
                     digests[name] = hashlib.sha256(content).hexdigest()
                     archive.writestr(name, content)
                 manifest = json.dumps({**about, "sha256": digests}, indent=2, ensure_ascii=False)
-                archive.writestr(MANIFEST, manifest)
+                archive.writestr(MANIFEST, _printable(manifest))  # JSON reads it back as it was
             torn.replace(target)
         finally:
             torn.unlink(missing_ok=True)
