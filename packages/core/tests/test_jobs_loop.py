@@ -122,6 +122,10 @@ class Queued(Step):
 
 def test_a_job_that_its_place_keeps_waiting_is_named_with_what_it_asks_for(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs_loop, "PATIENCE_S", 0.0)
+    go_on, forgotten = SweepState.go_on, []
+    monkeypatch.setattr(
+        SweepState, "go_on", lambda state, job: (forgotten.append(job.name), go_on(state, job))
+    )
     sweep = Sweep("test", [Job("a", ["true"], slots=2)])
     shown = []
     for event in run_jobs(Full(4, waits=5), sweep, tmp_path, False, retry_failed=False):
@@ -133,10 +137,10 @@ def test_a_job_that_its_place_keeps_waiting_is_named_with_what_it_asks_for(tmp_p
     )
     kinds = [event["kind"] for event in events(tmp_path)]
     assert kinds == ["started", "started", "waiting", "done", "finished"]  # told once
+    assert forgotten == ["a"]
 
 
-def test_what_a_job_waited_for_is_forgotten_once_it_has_begun(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs_loop, "PATIENCE_S", 0.0)
+def test_what_a_job_waited_for_is_forgotten_once_it_has_begun(tmp_path):
     state = SweepState(sweep := Sweep("test", [Job("a", ["true"])]), tmp_path, {})
     state.begin(sweep.jobs[0], {})
     state.wait(sweep.jobs[0], "no room")

@@ -137,6 +137,7 @@ class _Loop:
                 return
             self._waiting.remove(job)
             self._told.discard(job.name)
+            self._held_up = None
             slots = tuple(free[: job.slots])
             directory, log = self._state.directory(job), self._state.log(job)
             started = self._place.start(job, slots, directory, log)
