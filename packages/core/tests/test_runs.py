@@ -228,6 +228,20 @@ def test_folders_of_seeds_are_compared_by_their_means_with_intervals(tmp_path):
     assert "difference" in page
 
 
+def test_a_seed_that_died_before_it_had_settings_is_named_and_not_counted_in_silence(tmp_path):
+    first = seeds(tmp_path / "narrow", "run", [1.0, 2.0, 3.0])
+    second = seeds(tmp_path / "wide", "run", [5.0, 6.0], width=8)
+    (second / "run-1" / "config.yaml").unlink()
+    write_json(second / "sweep.json", {})  # the sweep itself is no run of a condition
+    write_json(second / "status.json", {"state": "finished"})
+    told = "wide is 1 of 2 runs: run-1 ended without config.yaml"
+    assert f"note: {told}" in runner.invoke(app, ["compare", str(first), str(second)]).stdout
+    shown = json.loads(runner.invoke(app, ["compare", str(first), str(second), "--json"]).stdout)
+    assert (shown["runs"], shown["left_out"]) == ([3, 1], [[], ["run-1"]])
+    assert told in comparison_report(compare(first, second)).html()
+    assert "note:" not in runner.invoke(app, ["compare", str(first), str(first)]).stdout
+
+
 def test_two_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     for condition, value in (("narrow", 1.0), ("wide", 5.0)):
         seeds(tmp_path / condition, "seed", [value])

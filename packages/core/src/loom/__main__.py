@@ -91,6 +91,7 @@ def compare(
     from loom.comparison import compare as compare_runs
     from loom.comparison import (
         comparison_report,
+        left_out_notes,
         paired_cells,
         paired_columns,
         paired_note,
@@ -106,11 +107,14 @@ def compare(
                 "settings": found.settings,
                 "metrics": [asdict(row) for row in found.metrics],
                 "runs": [len(side.runs) for side in (found.first, found.second)],
+                "left_out": [side.left_out for side in (found.first, found.second)],
                 "paired": [asdict(row) for row in found.paired.rows],
                 "not_paired": found.paired.notes,
             }
         )
         return
+    for note in left_out_notes(found):
+        typer.echo(f"note: {note}")
     typer.echo("\n".join(found.settings) if found.settings else "the settings are the same")
     if found.metrics:
         rows = [

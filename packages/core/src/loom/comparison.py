@@ -22,7 +22,7 @@ from loom.record import Row, read_records
 from loom.report import Cell, Report
 from loom.report_curves import Curves
 from loom.run_directory import CONFIG_FILE, RUN_FILE
-from loom.runs import find_runs
+from loom.runs import SWEEP_FILE, find_runs
 
 _OWN = ("seed", "name")  # settings in which the runs of one side may differ
 
@@ -36,6 +36,8 @@ class Side:
     config: Mapping[str, Any]
     rows: tuple[tuple[Row, ...], ...]
     """The records of each run."""
+    left_out: tuple[str, ...] = ()
+    """Runs below the folder that ended before they had settings to compare."""
 
     def metrics(self) -> list[str]:
         """Return the keys that were recorded, in the order in which they first appear."""
@@ -115,7 +117,7 @@ def _side(path: Path, name: str) -> Side:
     """Read one side; its configuration is that of its first run."""
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder", hint="give a run, or a folder of runs")
-    config = path / CONFIG_FILE
+    config, left_out = path / CONFIG_FILE, []
     if config.is_file() or config.is_dir():  # a folder of this name is said to be one
         runs = [path]
     elif (path / RUN_FILE).is_file():
@@ -124,8 +126,10 @@ def _side(path: Path, name: str) -> Side:
             hint="it ended before it had written its settings, or the file was taken away",
         )
     else:
-        runs = [Path(each.path) for each in find_runs(path)]
-        runs = [run for run in runs if (run / CONFIG_FILE).is_file()]
+        found = [Path(each.path) for each in find_runs(path)]
+        runs = [run for run in found if (run / CONFIG_FILE).is_file()]
+        others = [run for run in found if run not in runs and not (run / SWEEP_FILE).is_file()]
+        left_out = [run.relative_to(path).as_posix() for run in others]
     if not runs:
         raise UserError(
             f"{path}: neither a run nor a folder of runs", hint="`loom runs` lists the runs"
@@ -144,7 +148,7 @@ def _side(path: Path, name: str) -> Side:
                 hint="compare two runs, or two folders that hold one condition each",
             )
     rows = tuple(tuple(read_records(run)) for run in runs)
-    return Side(name, tuple(runs), configs[0], rows)
+    return Side(name, tuple(runs), configs[0], rows, tuple(left_out))
 
 
 def _rank(key: str) -> int:
@@ -176,6 +180,8 @@ def comparison_report(comparison: Comparison) -> Report:
     first, second = comparison.first, comparison.second
     report = Report(f"{first.name} against {second.name}")
     report.facts({side.name: ", ".join(run.name for run in side.runs) for side in (first, second)})
+    for note in left_out_notes(comparison):
+        report.warning(note)
     report.heading("Settings that differ")
     changes = [_change(change) for change in comparison.settings]
     if changes:
@@ -258,6 +264,16 @@ def paired_note(comparison: Comparison) -> str:
         f"Student's interval of 95 % over items, taken as independent; {trainings}: how other "
         "trainings would differ it does not say."
     )
+
+
+def left_out_notes(comparison: Comparison) -> list[str]:
+    """Say which runs of a side are in none of its numbers, and how many are."""
+    return [
+        f"{side.name} is {len(side.runs)} of {len(side.runs) + len(side.left_out)} runs: "
+        f"{', '.join(side.left_out)} ended without {CONFIG_FILE}"
+        for side in (comparison.first, comparison.second)
+        if side.left_out
+    ]
 
 
 def with_interval(value: float | None, interval: tuple[float, float] | None) -> str | None:
