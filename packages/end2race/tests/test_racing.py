@@ -129,7 +129,7 @@ def test_a_command_that_is_not_finite_is_a_crash(tracks):
 class Swerving:
     """Commands these wheel angles, one after another."""
 
-    sensors, eye = frozenset(), None
+    sensors, eye, beams = frozenset(), None, None
 
     def __init__(self, angles_deg):
         self.angles_deg = angles_deg
@@ -162,7 +162,7 @@ def test_the_angle_that_is_fed_back_is_one_that_the_car_can_turn(tracks):
 class Watcher:
     """Looks at both sensors and drives straight on."""
 
-    sensors, eye = frozenset({"camera", "lidar"}), None
+    sensors, eye, beams = frozenset({"camera", "lidar"}), None, None
 
     def reset(self, races):
         self.seen = []
