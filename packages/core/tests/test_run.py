@@ -55,9 +55,14 @@ def test_a_run_that_failed_before_it_made_anything_makes_room_for_the_corrected_
 
 def test_a_run_that_failed_with_a_record_is_not_moved_unasked(tmp_path):
     place = tmp_path / "first"
-    with pytest.raises(UserError), opened(place) as run:
-        run.record(1, {"x": 1.0})
-        raise UserError("the disk is full")
+
+    def recorded_and_failed() -> None:
+        with opened(place) as run:
+            run.record(1, {"x": 1.0})
+            raise UserError("the disk is full")
+
+    with pytest.raises(UserError, match="disk"):
+        recorded_and_failed()
     with pytest.raises(UserError, match="never mixed"):
         opened(place)
     assert not (tmp_path / "archive").exists()
