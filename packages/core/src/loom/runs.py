@@ -54,7 +54,7 @@ def find_runs(root: Path) -> list[Summary]:
     if not root.is_dir():
         raise UserError(
             f"{root}: there is no such folder",
-            hint="give the folder of the runs; commands make runs/ where they are started",
+            hint="a training makes runs/ in the folder where it starts; start one, or name another",
         )
     summaries = [summary(path) for path in _run_directories(root, DEPTH, set())]
     return sorted(summaries, key=lambda each: each.began or "")
