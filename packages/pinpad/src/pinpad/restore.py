@@ -7,6 +7,7 @@ import torch
 from loom.checkpoint import Checkpoints, newest_folder
 from loom.config import resolve
 from loom.errors import UserError
+from loom.run_directory import require_thread
 
 from pinpad.models.agent import Agent
 from pinpad.models.world import WorldModel
@@ -45,14 +46,19 @@ def restore_agent(path: Path) -> tuple[Agent[Any], TrainConfig]:
 
 
 def read_config(run: Path) -> TrainConfig:
-    """Return the configuration of a run."""
+    """Return the configuration of a run.
+
+    Raises:
+        UserError: It is a run of another thread, or has no configuration.
+    """
+    require_thread(run, "pinpad", hint="give a run of `pinpad train`")
     return resolve(TrainConfig, run / "config.yaml").config
 
 
 def _read(path: Path) -> tuple[TrainConfig, dict[str, torch.Tensor]]:
     folder = newest_folder(path)
-    state = Checkpoints(folder.parent).load(folder).state
-    return read_config(folder.parent.parent), dict(state["model"])
+    config = read_config(folder.parent.parent)
+    return config, dict(Checkpoints(folder.parent).load(folder).state["model"])
 
 
 def _is_agent(weights: dict[str, torch.Tensor]) -> bool:
