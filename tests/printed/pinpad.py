@@ -81,7 +81,7 @@ PINPAD = Chain(
         step("pinpad monitor [LOGROOT]", "pinpad monitor", run="pinpad monitor LOGROOT"),
         step("pinpad stop", run="pinpad stop LOGROOT", code=2),  # it has ended
         step("pinpad report LOGROOT"),
-        step("pinpad report RUN|LOGROOT", run="pinpad report RUN"),
+        step("pinpad report RUN", "pinpad report RUN|LOGROOT"),
         step(
             "pinpad sweep --task pinpad_eight --seeds 0,1,2 wm_only=true updates=5000",
             plus=f"--seeds 0 --skip-rssm {_SWEEP}",

@@ -299,6 +299,10 @@ def test_a_wrong_rig_file_is_named(tmp_path, old, new, words):
     assert words in call("stitch", path, *SMALL_PANORAMA, code=2).stderr
 
 
+def test_a_folder_in_place_of_a_rig_file_is_named(tmp_path):
+    assert "is a folder, and a rig is a YAML file" in call("stitch", tmp_path, code=2).stderr
+
+
 def test_the_rig_file_means_the_same_as_the_opv2v_rig(tmp_path):
     from coopcyl.data.rig_file import read_rig_file
 

@@ -115,8 +115,12 @@ def test_vehicles_drive_along_their_heading():
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(UserError):
         SynthOptions(**wrong)
-    with pytest.raises(UserError, match="depth formats png"):
-        depth_formats("png")
+
+
+def test_an_unknown_depth_format_is_named_alone():
+    with pytest.raises(UserError, match="no depth format png to write") as caught:
+        depth_formats("npy,png")
+    assert "carla_rgb24" in caught.value.hint
 
 
 # What a view makes of ranges ----------------------------------------------------------------------
@@ -209,5 +213,5 @@ def test_varied_towns_leave_out_the_sizes_and_tints_of_foreign_ones():
 
 
 def test_an_unknown_kind_of_town_is_refused():
-    with pytest.raises(UserError, match="towns of kind martian"):
+    with pytest.raises(UserError, match="no kind of towns martian"):
         town_kind("martian")

@@ -274,6 +274,9 @@ def test_a_network_is_only_read_with_its_own_size(trained):
 
 
 def test_oracles_replace_what_they_name(trained):
+    unknown = CliRunner().invoke(app, ["eval", str(trained), "--oracle", "dept"])
+    assert unknown.exit_code == 2
+    assert "there is no oracle dept" in unknown.stderr
     result = CliRunner().invoke(app, ["eval", str(trained), "--ladder", "--oracle", "pose"])
     assert result.exit_code == 2
     assert "--ladder and --oracle" in result.stderr

@@ -41,6 +41,33 @@ def test_archive_moves_the_old_run_aside_whole(finished):
     assert [set(row) for row in read_records(finished)] == [{"step", "time", "x"}]
 
 
+def test_a_run_that_failed_before_it_made_anything_makes_room_for_the_corrected_one(tmp_path):
+    place = tmp_path / "first"
+    with pytest.raises(UserError), opened(place):
+        raise UserError("OPV3V: there is no such folder")
+    with opened(place) as run:
+        run.record(1, {"x": 1.0})
+    (moved,) = (tmp_path / "archive").glob("*/first")
+    assert read_status(moved)["reason"] == "OPV3V: there is no such folder"
+    with pytest.raises(UserError, match="never mixed"):
+        opened(place)
+
+
+def test_a_run_that_failed_with_a_record_is_not_moved_unasked(tmp_path):
+    place = tmp_path / "first"
+
+    def recorded_and_failed() -> None:
+        with opened(place) as run:
+            run.record(1, {"x": 1.0})
+            raise UserError("the disk is full")
+
+    with pytest.raises(UserError, match="disk"):
+        recorded_and_failed()
+    with pytest.raises(UserError, match="never mixed"):
+        opened(place)
+    assert not (tmp_path / "archive").exists()
+
+
 def test_two_archives_within_a_second_do_not_meet(finished):
     for _ in range(3):
         with opened(finished, archive=True):

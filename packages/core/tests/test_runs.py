@@ -290,3 +290,9 @@ def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path, command)
     assert result.exit_code == 2
     assert "is not a run's directory" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_where_no_run_was_made_yet_the_hint_says_what_makes_one(tmp_path):
+    with pytest.raises(UserError, match="there is no such folder") as refusal:
+        find_runs(tmp_path / "runs")
+    assert "a training makes runs/" in refusal.value.hint

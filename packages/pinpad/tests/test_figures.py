@@ -214,3 +214,4 @@ def test_the_page_of_a_run_holds_table_and_pictures(judged_run):
     assert "Boundaries against reward: 4 events" in page
     assert "clock" in page
     assert page.count("data:image/png") == 3
+    assert "Every frame at which the model fired: green where an event truly happened." in page

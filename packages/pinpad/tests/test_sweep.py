@@ -22,7 +22,7 @@ from pinpad.sweep.conditions import BOUNDARY4
 from pinpad.sweep.plan import SweepSettings, jobs, members
 from pinpad.sweep.state import read_sweep
 from pinpad.sweep.status_file import read_status_file
-from pinpad.train_config import TrainConfig
+from pinpad.train_config import PRESETS, TrainConfig
 
 from packages.pinpad.tests.sweep_command import SMALL, pinpad
 
@@ -99,6 +99,19 @@ def test_world_models_learn_from_the_same_episodes_and_agents_from_their_own(her
     for train in words(here / "agents"):
         assert not any(word.startswith("data=") for word in train)
         assert f"heldout={here / 'agents' / 'heldout'}" in train
+
+
+def test_a_run_of_a_sweep_is_not_warned_of_what_the_sweep_itself_sets(here):
+    root = here / "quiet"
+    settings = SweepSettings(overrides=(*SMALL, "wm_only=true"), episodes=2)
+    execute.begin(settings, root, None)
+    plan.record(settings, root)
+    for job in jobs(settings, root).jobs:
+        if job.name.endswith("train"):
+            own = job.command[list(job.command).index("--resume") + 1 :]
+            resolved = resolve(TrainConfig, root / "base.yaml", own, groups=PRESETS)
+            assert not [each for each in resolved.notices if each.endswith("(override)")]
+            assert resolved.config.wm_only
 
 
 def test_the_variables_of_the_earlier_script_are_defaults(here, monkeypatch):

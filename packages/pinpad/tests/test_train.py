@@ -121,6 +121,10 @@ def test_without_acting_a_world_model_learns_from_recorded_episodes(here):
     assert restore_world(here / "run")[1].data is not None
     with pytest.raises(UserError, match="nobody who acts"):
         restore_agent(here / "run")
+    facts = json.loads((here / "run" / "run.json").read_text())
+    (here / "run" / "run.json").write_text(json.dumps(facts | {"thread": "coopcyl"}))
+    with pytest.raises(UserError, match="is a run of coopcyl, not of pinpad"):
+        restore_world(here / "run")
 
 
 def test_a_world_model_makes_the_updates_of_an_agent_where_none_are_named(here):

@@ -233,25 +233,25 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of
 def synth(
     folder: Annotated[Path, typer.Argument(help="Where to write the data set.")],
     split: Annotated[str, typer.Option(help="Folder of the scenarios.")] = "train",
-    scenarios: Annotated[int, typer.Option(min=1, help="Worlds, one folder each.")] = 2,
+    scenarios: Annotated[int, typer.Option(min=1, help="Number of worlds, one folder each.")] = 2,
     frames: Annotated[int, typer.Option(min=1, help="Times per scenario, 0.1 s apart.")] = 1,
     least: Annotated[int, typer.Option(min=1, max=7, help="Fewest vehicles.")] = 2,
     most: Annotated[int, typer.Option(min=1, max=7, help="Most vehicles.")] = 5,
-    width: Annotated[int, typer.Option(help="Image width: 800 as OPV2V, or 400.")] = 800,
-    depth: Annotated[str, typer.Option(help="Of npy, carla_rgb24, opv2v_h.")] = "npy,carla_rgb24",
+    width: Annotated[int, typer.Option(help="Pixels of an image's width; OPV2V has 800.")] = 800,
+    depth: Annotated[
+        str, typer.Option(help="Depth files: npy, carla_rgb24, opv2v_h.")
+    ] = "npy,carla_rgb24",
     roadside: Annotated[bool, typer.Option("--roadside", help="Add unit -1.")] = False,
     plain: Annotated[
         float, typer.Option(min=0, max=1, help="Share of scenarios with plain facades.")
     ] = 0.0,
     kind: Annotated[
         str,
-        typer.Option(
-            help="Of the towns: usual; varied, to learn from; foreign, which varied leaves out."
-        ),
+        typer.Option(help="Kind of towns: usual; varied, to learn from; foreign, to judge on."),
     ] = "usual",
     slope_deg: Annotated[float, typer.Option(min=0, max=15, help="Slope of the ground.")] = 2.0,
     lidar_rings: Annotated[int, typer.Option(min=1, help="Rings of the LiDAR.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn.")] = 0,
 ) -> None:
     """Write a synthetic data set in OPV2V's files: images, depth, LiDAR, YAML."""
     from coopcyl.data.synth.write import SynthOptions, depth_formats, town_kind, write_tree

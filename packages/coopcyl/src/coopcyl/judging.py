@@ -272,7 +272,9 @@ def _oracle(names: Iterable[str]) -> frozenset[OracleKind]:
     known: tuple[OracleKind, ...] = get_args(OracleKind)
     chosen = frozenset(kind for kind in known if kind in names)
     if unknown := sorted(set(names) - set(known)):
-        raise UserError(f"oracle {', '.join(unknown)}", hint=f"any of {', '.join(known)}")
+        raise UserError(
+            f"there is no oracle {', '.join(unknown)}", hint=f"any of {', '.join(known)}"
+        )
     return chosen
 
 

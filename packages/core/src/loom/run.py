@@ -24,7 +24,7 @@ from loom.errors import GateMissed, UserError
 from loom.files import append_line, read_json, write_atomic, write_json
 from loom.progress import Heartbeat, Progress, write_text
 from loom.record import Records, read_records, storable
-from loom.run_directory import CONFIG_FILE, RUN_FILE
+from loom.run_directory import CONFIG_FILE, LOG_FILE, RUN_FILE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 
-LOG_FILE = "log.txt"
 RUNS = Path("runs")
 
 C = TypeVar("C", bound=Config)

@@ -19,6 +19,7 @@ RUN_FILE = "run.json"
 STATUS_FILE = "status.json"
 GATES_FILE = "gates.json"
 REPORT_FILE = "report.html"
+LOG_FILE = "log.txt"
 LOCK_FILE = ".lock"
 
 
@@ -109,7 +110,8 @@ def claim(directory: Path, *, resume: bool = False, archive: bool = False) -> Cl
         directory: the run's directory.
         resume: accept the run that is in it. A process that was killed before it had written
             `run.json` left nothing to go on with; the run then begins there.
-        archive: move what is in it to `archive/<time stamp>/` beside it.
+        archive: move what is in it to `archive/<time stamp>/` beside it. A run that failed before
+            it had made anything, as by a misspelt path, is moved without being asked for.
 
     Raises:
         UserError: somebody is running in it, another run or something else is in it, there is
@@ -122,7 +124,8 @@ def claim(directory: Path, *, resume: bool = False, archive: bool = False) -> Cl
     lock = _lock(directory)
     moved = None
     try:
-        if archive and not is_vacant(directory):
+        aside = archive or (not resume and _failed_at_once(directory))
+        if aside and not is_vacant(directory):
             moved = _archive(directory)
             old, lock = lock, _lock(directory)
             old.release()
@@ -165,8 +168,20 @@ def _require_vacant(directory: Path, resume: bool) -> None:
         )
     raise UserError(
         f"{directory}: is not empty, and two runs are never mixed in one directory",
-        hint="resume the run in it, archive it, or name another directory",
+        hint="--resume goes on with it, --archive moves it aside, or name another directory",
     )
+
+
+def _failed_at_once(directory: Path) -> bool:
+    """Return whether a run in it failed and left no record, checkpoint or other result."""
+    words = {CONFIG_FILE, RUN_FILE, STATUS_FILE, LOG_FILE, LOCK_FILE}
+    if any(path.name not in words for path in directory.iterdir()):
+        return False
+    try:
+        status = read_json(directory / STATUS_FILE)
+    except UserError:
+        return False
+    return isinstance(status, dict) and status.get("state") == "failed" and "step" not in status
 
 
 def is_vacant(directory: Path) -> bool:

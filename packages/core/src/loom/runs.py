@@ -55,7 +55,7 @@ def find_runs(root: Path) -> list[Summary]:
     if not root.is_dir():
         raise UserError(
             f"{root}: there is no such folder",
-            hint="give the folder of the runs; commands make runs/ where they are started",
+            hint="a training makes runs/ in the folder where it starts; start one, or name another",
         )
     if not os.access(root, os.R_OK | os.X_OK):
         raise UserError(

@@ -120,10 +120,16 @@ def paths_generate(
     episodes: Annotated[
         int | None, typer.Option(min=1, help="Only the first N of each task (default: all).")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=16, help="Of the first answer.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=16, help="Tokens of the first answer.")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for one call.")] = 120.0,
-    retries: Annotated[int, typer.Option(min=0, help="After failed calls of one frame.")] = 3,
-    reasks: Annotated[int, typer.Option(min=0, help="After unreadable answers.")] = 2,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Further calls for a frame after failed ones.")
+    ] = 3,
+    reasks: Annotated[
+        int, typer.Option(min=0, help="Further calls for a frame after unreadable answers.")
+    ] = 2,
     give_up: Annotated[
         float, typer.Option(min=0, help="Seconds without any endpoint that end the run.")
     ] = 300.0,
@@ -159,7 +165,9 @@ def paths_parse(
     output: Annotated[Path, typer.Argument(help="paths.jsonl to write.")],
     dialect: DialectOption = "hamster",
     coordinates: SpaceOption = None,
-    size: Annotated[str, typer.Option(help="Of the frames; needed for text files.")] = "320x240",
+    size: Annotated[
+        str, typer.Option(help="WIDTHxHEIGHT of the frames; only for text files.")
+    ] = "320x240",
     hold: Annotated[
         Path | None,
         typer.Option(help="Folder of frames: each gets the last usable path of its episode."),
@@ -215,7 +223,7 @@ def paths_serve_fake(
         list[str] | None,
         typer.Option(help="KIND=SHARE of error, busy, drop, slow, cut, prose, garbage."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of answers and faults.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of answers and faults.")] = 0,
 ) -> None:
     """Serve made-up answers over real HTTP, with faults on demand, until Ctrl-C."""
     from maniflow_overlay.paths.server_commands import serve_fake_command
@@ -240,9 +248,14 @@ def paths_oracle(
     output: Annotated[Path, typer.Argument(help="paths.jsonl to write.")],
     task: Tasks = None,
     camera: CameraOption = "head",
-    tolerance: Annotated[float, typer.Option(min=0, help="Of the simplification.")] = 0.02,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Largest error of the simplified path, as a share of the picture."
+        ),
+    ] = 0.02,
     noise: Annotated[float, typer.Option(min=0, help="Deviation of the points.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
 ) -> None:
     """Write the path that the gripper took, projected into every frame."""
     from maniflow_overlay.data.commands import oracle_command
@@ -255,10 +268,12 @@ def paths_oracle(
 @data.command("synth")
 def data_synth(
     folder: Annotated[Path, typer.Argument(help="Where to write them.")],
-    task: Annotated[list[str] | None, typer.Option("--task", help="Repeatable.")] = None,
-    episodes: Annotated[int, typer.Option(min=1, help="Of each task.")] = 2,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="Name of a task; repeatable.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each task.")] = 2,
     layout: Annotated[str, typer.Option(help="old (to 2026-08) or new.")] = "old",
-    seed: Annotated[int, typer.Option(min=0, help="Of the motions.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the motions.")] = 0,
 ) -> None:
     """Make up episodes and write them as RoboTwin 2.0 does."""
     from maniflow_overlay.data.commands import synth_command
@@ -380,7 +395,10 @@ def servers_up(
         str, typer.Option(help='As in "python server.py --port {port} --model-path MODEL".')
     ],
     gpus: Annotated[str, typer.Option(help="One server for each.")] = "0",
-    port: Annotated[int, typer.Option(min=1, max=65000, help="Of the first one.")] = 8000,
+    port: Annotated[
+        int,
+        typer.Option(min=1, max=65000, help="Port of the first server; the next ones count up."),
+    ] = 8000,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to load.")] = 600.0,
     folder: ServerFolder = SERVERS,
 ) -> None:

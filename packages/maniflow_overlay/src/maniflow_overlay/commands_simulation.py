@@ -40,7 +40,7 @@ def demo(
 def sim_demo(
     output: Annotated[Path, typer.Argument(help="PNG file to write.")] = Path("sim.png"),
     scene: SceneOption = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of the layout.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the layout.")] = 0,
     occluded: Annotated[bool, typer.Option("--occluded", help="With the curtain.")] = False,
     marked: Annotated[bool, typer.Option("--marked", help="Block and goal in orange.")] = False,
 ) -> None:
@@ -55,7 +55,7 @@ def sim_collect(
     task: Annotated[
         list[str] | None, typer.Option("--task", help="pick_place, pick_place_marked; repeatable.")
     ] = None,
-    episodes: Annotated[int, typer.Option(min=1, help="Of each task.")] = 300,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each task.")] = 300,
     scene: SceneOption = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Chooses the layouts.")] = 0,
 ) -> None:
@@ -72,7 +72,7 @@ def eval_matrix(
     ] = None,
     config: ConfigOption = None,
     episodes: Annotated[
-        int | None, typer.Option(min=1, help="Of each cell (default: 200).")
+        int | None, typer.Option(min=1, help="Episodes of each cell (default: 200).")
     ] = None,
     scene: Annotated[
         str | None, typer.Option(help="auto, tabletop or planar (default: auto).")

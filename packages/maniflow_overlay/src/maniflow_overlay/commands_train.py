@@ -42,7 +42,7 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Updates in all.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Windows of an update.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of everything.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything drawn.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     run_dir: RunDir = None,
     resume: Resume = False,
@@ -71,7 +71,7 @@ def train(
 
 def status(
     run: RunArgument,
-    follow: Annotated[bool, typer.Option("--follow", help="Until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Follow the run until it ends.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say how far a run is, from its heartbeat; exit code 0 unless it failed, died or missed."""

@@ -68,10 +68,12 @@ def collect(
     players: Annotated[
         str, typer.Option(help="Who plays: uniform=0.5,sticky=0.3,babble=0.1,oracle:0.1=0.1.")
     ] = "uniform=1,sticky=1,babble=1,oracle:0.1=1",
-    episodes: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 20,
     length: Annotated[int, typer.Option(min=1, help="Steps of an episode.")] = 1000,
-    size: Annotated[int, typer.Option(min=16, help="Pixels of an image's side: 16 or 64.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Of spawns and players.")] = 0,
+    size: Annotated[
+        int, typer.Option(min=16, help="Pixels of an image's side, a multiple of 16.")
+    ] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of spawns and players.")] = 0,
 ) -> None:
     """Record episodes of scripted players, with the true events of every frame."""
     from loom.drawing import print_table
@@ -129,7 +131,7 @@ def evaluate(
     task: TaskOption = None,
     episodes: Annotated[int | None, typer.Option(min=2, help="Rooms, one episode each.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of an episode.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of spawns and of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of spawns and latents.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Let an agent play in rooms of its own, beside uniform play and the oracle."""
@@ -141,10 +143,10 @@ def evaluate(
 @app.command()
 def planted(
     folder: Annotated[Path, typer.Argument(help="Folder for the episodes; it holds none yet.")],
-    episodes: Annotated[int, typer.Option(min=1, help="How many.")] = 40,
+    episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 40,
     length: Annotated[int, typer.Option(min=1, help="Steps of an episode.")] = 200,
     rate: Annotated[float, typer.Option(min=0.0, max=1.0, help="Boundaries per step.")] = 0.075,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn.")] = 0,
 ) -> None:
     """Write sequences with planted boundaries (event `planted`), to check a detector on."""
     from pinpad.data.collect import write_new
@@ -201,7 +203,7 @@ def boundaries_eval(
         ),
     ] = None,
     permutations: Annotated[int, typer.Option(min=1, help="Shifts for the p value.")] = 9_999,
-    seed: Annotated[int, typer.Option(min=0, help="Of shifts and intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of shifts and intervals.")] = 0,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -396,7 +398,7 @@ def report(
         Path, typer.Argument(metavar="RUN|LOGROOT", help="A run's directory, or that of a sweep.")
     ],
     event: Annotated[
-        str | None, typer.Option(help="Of a sweep: the true event whose table is printed.")
+        str | None, typer.Option(help="For a sweep: the true event whose table is printed.")
     ] = None,
 ) -> None:
     """Write the page of a run with its pictures, or the table and page of a sweep."""

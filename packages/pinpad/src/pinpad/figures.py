@@ -39,6 +39,11 @@ EVENT = "sequence_append"
 GRID = "evaluation/boundary_grid.png"
 INTERNAL = "evaluation/boundary_internal.png"
 FIRED = "evaluation/boundary_fired.png"
+CAPTIONS = {
+    GRID: "Frames of one episode: red where a segment begins.",
+    INTERNAL: "What the model computes over the same episode, beside the true events.",
+    FIRED: "Every frame at which the model fired: green where an event truly happened.",
+}
 """In a run's directory."""
 STRIP_FRAMES, FIRED_FRAMES, IN_ROW, SIDE = 20, 40, 10, 80
 
@@ -241,6 +246,8 @@ def write_report(run: Path) -> Path:
             same = [one for one in judged if one["event"] == event]
             page.heading(f"Boundaries against {event}: {same[0]['events']} events")
             page.table(COLUMNS, [stored_row(one) for one in same])
-        page.pictures([(path.stem, path.read_bytes()) for path in pictures], columns=1)
+        captions = [CAPTIONS[path.relative_to(run).as_posix()] for path in pictures]
+        images = [path.read_bytes() for path in pictures]
+        page.pictures(list(zip(captions, images, strict=True)), columns=1)
 
     return run_report(run, judgement, thread="pinpad").write(run / "report.html")

@@ -49,7 +49,7 @@ def read_config(run: Path) -> TrainConfig:
     """Return the configuration of a run.
 
     Raises:
-        UserError: There is none, or it is a run of another thread.
+        UserError: It is a run of another thread, or has no configuration.
     """
     require_thread(run, "pinpad", hint="give a run of `pinpad train`")
     return resolve(TrainConfig, run / "config.yaml").config
@@ -57,8 +57,8 @@ def read_config(run: Path) -> TrainConfig:
 
 def _read(path: Path) -> tuple[TrainConfig, dict[str, torch.Tensor]]:
     folder = newest_folder(path)
-    state = Checkpoints(folder.parent).load(folder).state
-    return read_config(folder.parent.parent), dict(state["model"])
+    config = read_config(folder.parent.parent)
+    return config, dict(Checkpoints(folder.parent).load(folder).state["model"])
 
 
 def _is_agent(weights: dict[str, torch.Tensor]) -> bool:

@@ -58,6 +58,11 @@ def read_rig_file(path: Path) -> tuple[Rig, list[np.ndarray], list[np.ndarray] |
     Raises:
         UserError: The file, an image or a depth is missing or wrong.
     """
+    if path.is_dir():
+        raise UserError(
+            f"{path}: is a folder, and a rig is a YAML file of cameras and images",
+            hint="docs/coopcyl.md shows one, under Data",
+        )
     content = resolve(RigFile, path).config
     images = [read_png(path.parent / each.image, "RGB") for each in content.cameras]
     cameras = []

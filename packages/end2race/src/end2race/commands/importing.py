@@ -119,7 +119,8 @@ def morai(
     rate_hz: Rate = 10.0,
     lidar_num_features: FeaturesOption = Features.AUTO,
     angle_unit: Annotated[
-        AngleUnit, typer.Option(help="Of wheel angles; auto: degrees, unless they look otherwise.")
+        AngleUnit,
+        typer.Option(help="Unit of wheel angles; auto: degrees, unless they look like radians."),
     ] = AngleUnit.AUTO,
     calibration: Calibration = None,
 ) -> None:

@@ -12,11 +12,11 @@ others, so that they differ in nothing but their models.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loom.config import Config, Resolved, resolve, to_yaml
+from loom.config import Config, Resolved, plain, resolve, to_yaml
 from loom.errors import UserError
 from loom.files import write_atomic
 from loom.jobs import Job, Sweep
@@ -34,6 +34,7 @@ from pinpad.train_config import PRESETS, TrainConfig
 STAGES = ("train", "judge", "draw")
 CHECKPOINT = "checkpoints/latest.json"
 SETTINGS_FILE, BASE_FILE = "sweep_settings.yaml", "base.yaml"
+_PER_RUN = ("name", "seed", "heldout", "data", "eval_every")
 EPISODES, HELDOUT = "episodes", "heldout"
 HELDOUT_SEED = 1_000_003
 EMBEDDED = (
@@ -159,8 +160,24 @@ def prepare(settings: SweepSettings, root: Path, config: Path | None) -> list[st
         require_same_frames(learnt, (base.size, base.size, 3))
     root.mkdir(parents=True, exist_ok=True)
     write_atomic(root / SETTINGS_FILE, to_yaml(settings))
-    write_atomic(root / BASE_FILE, to_yaml(base))
+    write_atomic(root / BASE_FILE, _shared_text(base, settings.conditions.values()))
     return notices
+
+
+def _shared_text(base: TrainConfig, conditions: Iterable[Mapping[str, object]]) -> str:
+    """Return what all runs share; what each sets itself would be noticed as a change.
+
+    A key is left out where it stands at its default, so nothing that was asked for is lost.
+    """
+    defaults = plain(TrainConfig())
+    own = {*_PER_RUN, *(key for condition in conditions for key in condition)}
+    left_out = {
+        key
+        for key, value in plain(base).items()
+        if key in own and value == defaults[key] and not isinstance(value, list | dict)
+    }
+    lines = to_yaml(base).splitlines(keepends=True)
+    return "".join(line for line in lines if line.partition(":")[0] not in left_out)
 
 
 def _resolved(config: Path | None, overrides: Sequence[str]) -> Resolved[TrainConfig]:

@@ -14,7 +14,7 @@ import yaml
 from loom.errors import UserError
 from loom.files import explained
 
-from coopcyl.data.depth import DEPTH_FORMATS, DepthFormat, encode_carla_rgb24, encode_opv2v_h
+from coopcyl.data.depth import DepthFormat, encode_carla_rgb24, encode_opv2v_h
 from coopcyl.data.images import write_png
 from coopcyl.data.pcd import write_pcd
 from coopcyl.data.synth.raycast import SKY, Boxes, camera_rays, cast_camera, cast_rays
@@ -29,6 +29,7 @@ _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _FIRST_TIME = 69
 _LIDAR_RANGE_M = 120.0
 _CAR_SPEED_KMH = 3.6
+_WRITTEN: tuple[DepthFormat, ...] = ("npy", "carla_rgb24", "opv2v_h")
 
 
 @dataclass(frozen=True)
@@ -75,18 +76,18 @@ class SynthOptions:
             raise UserError(
                 f"an image width of {self.width}", hint="a multiple of 4 from 16 on, such as 400"
             )
-        if not set(self.depth) <= {"npy", "carla_rgb24", "opv2v_h"}:
-            raise UserError(
-                f"depth formats {', '.join(self.depth)}", hint="any of npy, carla_rgb24, opv2v_h"
-            )
+        depth_formats(",".join(self.depth))
 
 
 def depth_formats(text: str) -> tuple[DepthFormat, ...]:
     """Return the formats named in a text such as `npy,carla_rgb24`."""
     names = [name.strip() for name in text.split(",") if name.strip()]
-    known = [name for name in DEPTH_FORMATS if name in names]
-    if len(known) != len(set(names)):
-        raise UserError(f"depth formats {text}", hint="any of npy, carla_rgb24, opv2v_h")
+    known = [name for name in _WRITTEN if name in names]
+    if unknown := sorted(set(names) - set(known)):
+        raise UserError(
+            f"there is no depth format {', '.join(unknown)} to write",
+            hint=f"any of {', '.join(_WRITTEN)}",
+        )
     return tuple(known)
 
 
@@ -95,7 +96,7 @@ def town_kind(text: str) -> TownKind:
     for known in TOWN_KINDS:
         if text == known:
             return known
-    raise UserError(f"towns of kind {text}", hint=f"any of {', '.join(TOWN_KINDS)}")
+    raise UserError(f"there is no kind of towns {text}", hint=f"any of {', '.join(TOWN_KINDS)}")
 
 
 def write_tree(root: Path, options: SynthOptions) -> int:
