@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from featdistill import teacher_frames
 from featdistill import train as training
 from featdistill.config import (
     DataSection,
@@ -29,7 +30,9 @@ from featdistill.teacher_frames import TeacherFrames, each_frame, foreground, re
 from featdistill.teacher_views import teacher_of
 from loom.config import read_yaml
 from loom.errors import UserError
+from loom.files import read_json
 from loom.record import read_records
+from loom.run import Run
 from loom.sampling import Shard
 from torch import Tensor
 
@@ -411,6 +414,29 @@ def test_the_foreground_holds_what_the_frames_show_to_half_precision(teacher):
         found = getattr(kept, name).float().reshape(-1, channels)
         torch.testing.assert_close(found, exact, rtol=2**-11, atol=1e-7)
     assert torch.equal(kept.depth, frames.depth.flatten()[flat])
+
+
+def test_frames_that_memory_cannot_hold_are_announced_before_they_are_rendered(
+    teacher, tmp_path, monkeypatch
+):
+    """A machine says how much it has; the same frames are kept in either case."""
+    kept, warned = [], []
+    for kilobytes in (10, 10**9):
+        memory = tmp_path / "meminfo"
+        memory.write_text(f"MemTotal: 1 kB\nMemAvailable:   {kilobytes} kB\n")
+        monkeypatch.setattr(teacher_frames, "MEMORY_FILE", memory)
+        with Run.open("featdistill", TrainConfig, directory=tmp_path / str(kilobytes)) as run:
+            kept.append(teacher_frames.load_frames(teacher.gaussians, teacher.training, run))
+        warned.append(read_json(run.dir / "run.json")["warnings"])
+        assert "(teacher frames) [8/8]: 100%" in (run.dir / "log.txt").read_text(encoding="utf-8")
+    assert all(torch.equal(a, b) for a, b in zip(kept[0][1:], kept[1][1:], strict=True))
+    (warning,) = warned[0]
+    assert warned[1] == []
+    assert "8 views of 28x28" in warning
+    assert "data.extra_poses" in warning
+    assert 8 * 28 * 28 * 5 < kept[0].size_bytes == 16 * len(kept[0].pixels) < 8 * 28 * 28 * 16
+    monkeypatch.setattr(teacher_frames, "MEMORY_FILE", tmp_path / "none")
+    assert teacher_frames.available_bytes() is None
 
 
 def test_more_pixels_than_their_numbers_can_hold_are_refused(teacher):

@@ -33,7 +33,7 @@ from featdistill.supervision import (
     RayBatch,
     RaySampler,
 )
-from featdistill.teacher_frames import Foreground, each_frame, foreground
+from featdistill.teacher_frames import Foreground, load_frames
 from featdistill.teacher_views import Teacher, read_teacher, remember_inputs, with_extra_poses
 
 MASK_COLLAPSE = 0.05
@@ -167,7 +167,7 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     if run.is_main:
         remember_inputs(config.data, run.dir)
     views = with_extra_poses(teacher.training, config.data.extra_poses, run.generator("poses"))
-    shown = foreground(views, each_frame(teacher.gaussians, views))
+    shown = load_frames(teacher.gaussians, views, run)
     run.info(f"Loaded teacher frames ({len(views)})")
     run.info(f"[logging] TensorBoard writer initialised → {run.dir / EVENTS_FOLDER}")
     _announce(config, run)
