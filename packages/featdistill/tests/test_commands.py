@@ -374,6 +374,17 @@ def test_a_run_that_was_rendered_but_not_judged_has_a_report(run, command, tmp_p
 # Configurations and the rest ----------------------------------------------------------------------
 
 
+def test_the_teacher_s_settings_and_what_changes_over_its_steps_are_shown(command):
+    shown = command("teacher", "config", "show", "train.lr.scale=0.5").out
+    assert "start.model" in shown
+    assert "gaussians" in shown
+    halved = json.loads(command("teacher", "schedule", "train.lr.scale=0.5", "--json").out)
+    whole = json.loads(command("teacher", "schedule", "--json").out)
+    assert halved.keys() == whole.keys()
+    assert halved != whole
+    assert any("lr.means" in name for name in whole)
+
+
 def test_config_show_names_the_origin_of_each_value(command, tmp_path):
     config = tmp_path / "mine.yaml"
     config.write_text("train:\n  lr: 1e-3\n", encoding="utf-8")

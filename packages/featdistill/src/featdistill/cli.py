@@ -76,7 +76,8 @@ def train(
 ) -> None:
     """Distil a 3D Gaussian Splatting teacher into a KiloNeRF student, and judge the result.
 
-    Without data.scene and data.teacher it trains on the embedded brick model.
+    Without data.scene and data.teacher it trains on the embedded brick model. `featdistill config
+    show` lists the settings.
     """
     from featdistill.training_run import run_training
 
@@ -218,7 +219,9 @@ def study(
         int | None, typer.Option(min=1, help="Trainings at once (default: 1, or a whole cluster).")
     ] = None,
     executor: ExecutorOption = "local",
-    resume: Resume = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Train what the study in --root still lacks.")
+    ] = False,
 ) -> None:
     """Train with and without feature losses, seed by seed, and say what they are worth.
 
