@@ -363,6 +363,15 @@ def test_the_report_names_the_background_of_the_scores(run, command, tmp_path):
     assert "8-bit pictures on black" in (copy / "report.html").read_text(encoding="utf-8")
 
 
+def test_the_report_shows_both_sides_on_one_background_after_another_render(run, command, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "rendered"))
+    assert command("render", "--checkpoint", copy, "--background", "black").code == 0
+    assert command("report", copy).code == 0
+    shown = read_png(copy / "pictures.png", "RGB")
+    corners = [shown[0, 28 * column].tolist() for column in range(3)]
+    assert corners == [[255] * 3, [255] * 3, [0] * 3]  # teacher, student, difference
+
+
 def test_a_run_that_was_rendered_but_not_judged_has_a_report(run, command, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "unjudged"))
     for folder in ("teacher", "evaluation"):
