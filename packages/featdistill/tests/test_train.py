@@ -446,15 +446,25 @@ def test_more_pixels_than_their_numbers_can_hold_are_refused(teacher):
     assert "data.extra_poses" in caught.value.hint
 
 
-def test_nothing_is_pruned_before_the_student_has_learned():
-    class Seen:
-        def new_max_weight(self) -> Tensor:
-            return torch.zeros(2, 2, 2)
+class Unseen:
+    def new_max_weight(self) -> Tensor:
+        return torch.zeros(2, 2, 2)
 
+
+def test_nothing_is_pruned_before_the_student_has_learned():
     phases = [
         {"name": "projector_warmup", "end_step": 50, "optimize": ("projector",)},
         {"name": "joint", "end_step": 100, "optimize": ("student", "projector")},
     ]
     section = TrainSection(max_steps=100, phases=tuple(PhaseConfig(**p) for p in phases))
-    config = TrainConfig(train=section, prune=PruneSection(at=(0.12, 0.45, 0.8)))
-    assert training.Pruning(config, Seen(), None).at == {80}
+    config = TrainConfig(train=section, prune=PruneSection(at=(0.12, 0.45, 0.8), window=30))
+    assert training.Pruning(config, Unseen(), None).at == {80}
+
+
+def test_pruning_waits_until_its_window_is_whole():
+    """At 12 % of 1,500 steps a student has followed pictures for 20 steps, not for 150."""
+    for steps, expected in ((1_500, {310, 675}), (5_000, {600, 2_250})):
+        config = TrainConfig(train=TrainSection(max_steps=steps))
+        pruning = training.Pruning(config, Unseen(), None)
+        assert pruning.at == expected
+        assert min(pruning.begin) >= config.train.image_start
