@@ -39,6 +39,8 @@ FEATDISTILL = Chain(
         step(run="featdistill scene synth LEGO --width 28 --train 6 --test 2"),
         step("featdistill scene synth", plus="OTHER --width 20 --train 3 --test 1"),
         step("featdistill config show"),
+        step("featdistill teacher config show"),
+        step("featdistill teacher schedule"),
         step("featdistill doctor"),
         step("featdistill teacher fit", plus=f"{_TEACHER} name=first"),
         step(

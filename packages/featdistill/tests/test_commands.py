@@ -12,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from featdistill import assess
+from featdistill.config import DataSection, TrainConfig
 from featdistill.data.png import read_png
 from featdistill.data.renders import by_number, read_rgba
 from featdistill.restore import restore_student
+from featdistill.teacher_views import teacher_of
+from featdistill.training_run import ground_truth
 from featdistill.viewer import Viewer
 from loom.config import read_yaml
-from loom.files import read_json
+from loom.files import read_json, write_json
+from loom.run_directory import claim
 
 CANONICAL = Path(__file__).parent / "canonical.yaml"
 NOT_EVALUATED = "metric/lpips was not measured"
@@ -168,6 +172,10 @@ def test_a_film_refuses_options_that_it_would_ignore(run, command, tmp_path):
         assert done.code == 2, done.out
         assert "--video is one turn" in " ".join(done.err.split())
     assert not (tmp_path / "a.webp").exists()
+    done = command("render", "--checkpoint", run, "--video-frames", "2", "--output-dir", tmp_path)
+    assert done.code == 2
+    assert "those of --video" in " ".join(done.err.split())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_speed_of_a_render_leaves_out_what_is_compiled_before_it(monkeypatch, tmp_path, run):
@@ -229,16 +237,25 @@ def test_the_pipeline_scores_both_backgrounds_into_one_table(
     assert rows[0]["psnr_db"] != rows[1]["psnr_db"]
 
 
-def test_a_run_is_judged_again_with_the_same_scores(run, command):
+def test_a_run_is_judged_again_with_the_same_scores_and_its_record_stays(run, command):
+    """Also one that was stopped, and one that was trained in another checkout."""
     path = run / "evaluation" / "student_against_teacher.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["means"]
+    before = read_json(path)["means"]
+    status, facts = read_json(run / "status.json"), read_json(run / "run.json")
+    stopped = {**status, "state": "stopped", "reason": "interrupted"}
+    facts["packages"]["featdistill"]["path"] = "elsewhere/featdistill"
+    write_json(run / "status.json", stopped)
+    write_json(run / "run.json", facts)
     done = command("eval", "run", run)
     assert done.code == 0, done.err
-    after = json.loads(path.read_text(encoding="utf-8"))
+    after = read_json(path)
     assert after["means"] == before
     assert set(after["sources"]) == {"checkpoint", "config"}
-    status = json.loads((run / "status.json").read_text(encoding="utf-8"))
-    assert status["state"] == "finished"
+    assert read_json(run / "status.json") == stopped
+    assert read_json(run / "run.json") == facts
+    training = claim(run, resume=True)
+    command("eval", "run", run).holds("is running in it")
+    training.lock.release()
 
 
 # Gates, diagnosis, report -------------------------------------------------------------------------
@@ -265,6 +282,36 @@ def test_gates_hold_for_a_file_of_scores_with_all_of_them(run, command, tmp_path
     done = command("gate", path)
     assert done.code == 3
     assert "MISSED  metric/psnr_db = 22.4 is not >= 22.5" in done.out
+
+
+@pytest.mark.parametrize("means", [{"psnr_db": "good"}, {"ssim": [1]}, {"ssim": True}, [1], None])
+def test_scores_that_are_no_numbers_are_named(means, run, command, tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"means": means}), encoding="utf-8")
+    command("gate", path).holds(str(path), "means")
+    judged = run / "evaluation" / "student_against_teacher.json"
+    before = judged.read_text(encoding="utf-8")
+    judged.write_text(json.dumps({**json.loads(before), "blank": means}), encoding="utf-8")
+    for words in (("gate", run), ("report", run)):
+        command(*words).holds(str(judged), "blank")
+    judged.write_text(before, encoding="utf-8")
+
+
+def test_what_is_no_run_is_said_where_a_run_is_wanted(command, tmp_path):
+    command("diagnose", tmp_path / "nowhere").holds("nowhere is not a folder")
+    command("diagnose", tmp_path).holds("no run's directory", "--teacher-renders")
+    command("gate", tmp_path).holds("not judged yet", "loom runs")
+
+
+def test_a_run_is_diagnosed_on_any_background_whatever_it_was_judged_on(run, command, tmp_path):
+    judged = tmp_path / "run"
+    shutil.copytree(run, judged)
+    for background in ("black", "white"):
+        found = json.loads(command("diagnose", run, "--background", background, "--json").out)
+        assert found["verdict"] == "healthy", (background, found["findings"])
+    assert command("eval", "run", judged, "--background", "black").code == 0
+    found = json.loads(command("diagnose", judged, "--json").out)
+    assert found["verdict"] == "healthy", found["findings"]
 
 
 def test_a_good_run_is_diagnosed_as_healthy_in_json(run, command):
@@ -316,6 +363,15 @@ def test_the_report_names_the_background_of_the_scores(run, command, tmp_path):
     assert "8-bit pictures on black" in (copy / "report.html").read_text(encoding="utf-8")
 
 
+def test_the_report_shows_both_sides_on_one_background_after_another_render(run, command, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "rendered"))
+    assert command("render", "--checkpoint", copy, "--background", "black").code == 0
+    assert command("report", copy).code == 0
+    shown = read_png(copy / "pictures.png", "RGB")
+    corners = [shown[0, 28 * column].tolist() for column in range(3)]
+    assert corners == [[255] * 3, [255] * 3, [0] * 3]  # teacher, student, difference
+
+
 def test_a_run_that_was_rendered_but_not_judged_has_a_report(run, command, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "unjudged"))
     for folder in ("teacher", "evaluation"):
@@ -325,6 +381,17 @@ def test_a_run_that_was_rendered_but_not_judged_has_a_report(run, command, tmp_p
 
 
 # Configurations and the rest ----------------------------------------------------------------------
+
+
+def test_the_teacher_s_settings_and_what_changes_over_its_steps_are_shown(command):
+    shown = command("teacher", "config", "show", "train.lr.scale=0.5").out
+    assert "start.model" in shown
+    assert "gaussians" in shown
+    halved = json.loads(command("teacher", "schedule", "train.lr.scale=0.5", "--json").out)
+    whole = json.loads(command("teacher", "schedule", "--json").out)
+    assert halved.keys() == whole.keys()
+    assert halved != whole
+    assert any("lr.means" in name for name in whole)
 
 
 def test_config_show_names_the_origin_of_each_value(command, tmp_path):
@@ -394,5 +461,13 @@ def test_a_run_is_looked_at_and_judged_without_the_files_that_it_was_trained_on(
     assert (looked[0] == looked[1]).all()
     done = command("eval", "run", tmp_path / "moved")
     assert done.code == 0, done.err
+    assert "no ground truth of these views" in done.out
     again = read_json(tmp_path / "moved" / "evaluation" / "student_against_teacher.json")
     assert again["means"] == judged["means"]
+
+
+def test_ground_truth_is_of_the_run_s_own_views_or_there_is_none(tiny, tmp_path):
+    config = TrainConfig(data=DataSection(scene=tiny.scene, teacher=tiny.teacher))
+    teacher = teacher_of(config.data)
+    assert len(ground_truth(config, teacher)) == 4
+    assert ground_truth(config, teacher._replace(evaluation=teacher.evaluation[:3])) is None

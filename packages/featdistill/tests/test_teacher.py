@@ -1,6 +1,7 @@
 """The teacher fit: its start, relocation, loss term, learning and resume."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -290,31 +291,57 @@ def test_stages_that_make_no_sense_are_refused(ball_folder, tmp_path):
         fitted(ball_folder, tmp_path / "run", "train.coarse=[{divisor: 5, until: 0.5}]")
 
 
-@pytest.mark.parametrize("growing", [[], GROWING])
-def test_a_resumed_fit_is_bit_equal_across_relocations(ball_folder, tmp_path, growing):
-    settings = [*growing, "train.max_steps=60", "relocation.interval=10", "relocation.opacity=0.3"]
-    whole, _ = fitted(ball_folder, tmp_path / "whole", *settings)
-
-    resolved = config(ball_folder, *settings)
-    stop = TargetSampler.__call__
+def interrupt(resolved, directory):
+    """Begin a fit and end it in its 34th step."""
+    sample = TargetSampler.__call__
 
     def interrupted(self, step, shard):
         if step == 33:
             raise KeyboardInterrupt
-        return stop(self, step, shard)
+        return sample(self, step, shard)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TargetSampler, "__call__", interrupted)
         with (
             pytest.raises(KeyboardInterrupt),
             Run.open(
-                "featdistill", TeacherConfig, resolved, directory=tmp_path / "part", quiet=True
+                "featdistill", TeacherConfig, resolved, directory=directory, quiet=True
             ) as run,
         ):
             fit_teacher(run.config, run)
+
+
+@pytest.mark.parametrize("growing", [[], GROWING])
+def test_a_resumed_fit_is_bit_equal_across_relocations(ball_folder, tmp_path, growing):
+    settings = [*growing, "train.max_steps=60", "relocation.interval=10", "relocation.opacity=0.3"]
+    whole, _ = fitted(ball_folder, tmp_path / "whole", *settings)
+    interrupt(config(ball_folder, *settings), tmp_path / "part")
     resumed, _ = fitted(ball_folder, tmp_path / "part", *settings, resume=True)
     for found, expected in zip(resumed.tensors(), whole.tensors(), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_a_fit_that_goes_on_is_resumed_without_the_model_that_it_began_with(ball_folder, tmp_path):
+    fitted(ball_folder, tmp_path / "first", "train.max_steps=20")
+    settings = (f"start.model={tmp_path / 'first'}", "gaussians=350", "train.max_steps=40")
+    settings += ("relocation.interval=10",)
+    whole, _ = fitted(ball_folder, tmp_path / "whole", *settings)
+    interrupt(config(ball_folder, *settings), tmp_path / "part")
+    shutil.rmtree(tmp_path / "first")
+    resumed, _ = fitted(ball_folder, tmp_path / "part", *settings, resume=True)
+    for found, expected in zip(resumed.tensors(), whole.tensors(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_model_that_archiving_would_move_aside_is_refused_before_it_moves(
+    ball_folder, tmp_path, command, files_in
+):
+    fitted(ball_folder, tmp_path / "first", "train.max_steps=2")
+    before = files_in(tmp_path)
+    words = ("teacher", "fit", f"start.model={tmp_path / 'first'}", "--scene", ball_folder)
+    done = command(*words, "--run-dir", tmp_path / "first", "--archive")
+    done.holds("start.model", "--archive moves aside", "another --run-dir")
+    assert files_in(tmp_path) == before
 
 
 def test_a_fit_without_a_scene_says_what_to_give(tmp_path):

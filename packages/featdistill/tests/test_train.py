@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from featdistill import teacher_frames
 from featdistill import train as training
 from featdistill.config import (
     DataSection,
@@ -29,7 +30,9 @@ from featdistill.teacher_frames import TeacherFrames, each_frame, foreground, re
 from featdistill.teacher_views import teacher_of
 from loom.config import read_yaml
 from loom.errors import UserError
+from loom.files import read_json
 from loom.record import read_records
+from loom.run import Run
 from loom.sampling import Shard
 from torch import Tensor
 
@@ -413,6 +416,29 @@ def test_the_foreground_holds_what_the_frames_show_to_half_precision(teacher):
     assert torch.equal(kept.depth, frames.depth.flatten()[flat])
 
 
+def test_frames_that_memory_cannot_hold_are_announced_before_they_are_rendered(
+    teacher, tmp_path, monkeypatch
+):
+    """A machine says how much it has; the same frames are kept in either case."""
+    kept, warned = [], []
+    for kilobytes in (10, 10**9):
+        memory = tmp_path / "meminfo"
+        memory.write_text(f"MemTotal: 1 kB\nMemAvailable:   {kilobytes} kB\n")
+        monkeypatch.setattr(teacher_frames, "MEMORY_FILE", memory)
+        with Run.open("featdistill", TrainConfig, directory=tmp_path / str(kilobytes)) as run:
+            kept.append(teacher_frames.load_frames(teacher.gaussians, teacher.training, run))
+        warned.append(read_json(run.dir / "run.json")["warnings"])
+        assert "(teacher frames) [8/8]: 100%" in (run.dir / "log.txt").read_text(encoding="utf-8")
+    assert all(torch.equal(a, b) for a, b in zip(kept[0][1:], kept[1][1:], strict=True))
+    (warning,) = warned[0]
+    assert warned[1] == []
+    assert "8 views of 28x28" in warning
+    assert "data.extra_poses" in warning
+    assert 8 * 28 * 28 * 5 < kept[0].size_bytes == 16 * len(kept[0].pixels) < 8 * 28 * 28 * 16
+    monkeypatch.setattr(teacher_frames, "MEMORY_FILE", tmp_path / "none")
+    assert teacher_frames.available_bytes() is None
+
+
 def test_more_pixels_than_their_numbers_can_hold_are_refused(teacher):
     huge = teacher.training.resized(50_000, 50_000)
     with pytest.raises(UserError, match="8 views of 50000x50000") as caught:
@@ -420,15 +446,25 @@ def test_more_pixels_than_their_numbers_can_hold_are_refused(teacher):
     assert "data.extra_poses" in caught.value.hint
 
 
-def test_nothing_is_pruned_before_the_student_has_learned():
-    class Seen:
-        def new_max_weight(self) -> Tensor:
-            return torch.zeros(2, 2, 2)
+class Unseen:
+    def new_max_weight(self) -> Tensor:
+        return torch.zeros(2, 2, 2)
 
+
+def test_nothing_is_pruned_before_the_student_has_learned():
     phases = [
         {"name": "projector_warmup", "end_step": 50, "optimize": ("projector",)},
         {"name": "joint", "end_step": 100, "optimize": ("student", "projector")},
     ]
     section = TrainSection(max_steps=100, phases=tuple(PhaseConfig(**p) for p in phases))
-    config = TrainConfig(train=section, prune=PruneSection(at=(0.12, 0.45, 0.8)))
-    assert training.Pruning(config, Seen(), None).at == {80}
+    config = TrainConfig(train=section, prune=PruneSection(at=(0.12, 0.45, 0.8), window=30))
+    assert training.Pruning(config, Unseen(), None).at == {80}
+
+
+def test_pruning_waits_until_its_window_is_whole():
+    """At 12 % of 1,500 steps a student has followed pictures for 20 steps, not for 150."""
+    for steps, expected in ((1_500, {310, 675}), (5_000, {600, 2_250})):
+        config = TrainConfig(train=TrainSection(max_steps=steps))
+        pruning = training.Pruning(config, Unseen(), None)
+        assert pruning.at == expected
+        assert min(pruning.begin) >= config.train.image_start

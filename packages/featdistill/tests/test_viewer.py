@@ -150,6 +150,26 @@ def test_the_server_answers_page_and_frames_and_names_what_is_wrong(served, view
     assert served.get("/etc/passwd")[0] == 404
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("out of memory\nat frame 3"), b"no picture: out of memory\n"),
+        (MemoryError(), b"no picture: MemoryError\n"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_an_answer_with_the_reason(
+    error, said, served, viewer, monkeypatch
+):
+    def fail(*asked):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(viewer, "frame", fail)
+        status, body, _ = served.get("/frame?" + GOOD)
+    assert (status, body) == (500, said)
+    assert served.get("/frame?" + GOOD)[0] == 200
+
+
 def test_a_page_elsewhere_cannot_use_the_server(served):
     assert served.get("/frame?" + GOOD, host="evil.example")[0] == 403
 
@@ -198,3 +218,9 @@ def test_dragging_in_a_browser_turns_the_camera(served, viewer):
         browser.wait_for("shown === wanted && !busy")
         assert browser.evaluate(PICTURE) == before
         assert browser.messages == []
+        # What fetch does where nobody listens any more.
+        browser.evaluate(
+            "fetch = () => Promise.reject(new TypeError('Failed to fetch')), changed()"
+        )
+        browser.wait_for("!busy")
+        assert "has featdistill view ended?" in browser.evaluate("$('trouble').textContent")

@@ -8,13 +8,14 @@ picture against each reference (what a score is worth at all).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from loom.errors import UserError
 from loom.evaluation.images import PictureDistance
 from loom.files import read_json, write_json
 from loom.gates import Baseline, Gate, GateResult
@@ -44,6 +45,8 @@ FrameSource = Callable[[int], np.ndarray]
 STUDENT_TEACHER = "student against teacher"
 STUDENT_TRUTH = "student against ground truth"
 TEACHER_TRUTH = "teacher against ground truth"
+
+SCORES_HINT = "give a file of `eval pipeline`, or judge the run again: `featdistill eval run RUN`"
 
 STOPPED = "stopped"
 """Folder of the pictures that a run leaves when a gate stops it."""
@@ -158,6 +161,8 @@ def assess(
     if truth is not None:
         exact = truth_frames(truth)
         pairs |= {STUDENT_TRUTH: (ours, exact), TEACHER_TRUTH: (theirs, exact)}
+    else:
+        say("[eval] no ground truth of these views is at hand: the teacher is the only reference")
     extra = {"avg_fps": stats.avg_fps, "peak_memory_mib": stats.peak_memory_mib}
     rows = {
         name: _score(
@@ -231,7 +236,28 @@ def read_results(folder: Path) -> dict[str, dict]:
     """Read the scores of a run's last judgement, by row; empty if there was none."""
     names = (STUDENT_TEACHER, STUDENT_TRUTH, TEACHER_TRUTH)
     paths = {name: result_path(folder, name) for name in names}
-    return {name: read_json(path) for name, path in paths.items() if path.is_file()}
+    found = {name: path for name, path in paths.items() if path.is_file()}
+    return {name: read_scores(path, ("means", "blank")) for name, path in found.items()}
+
+
+def read_scores(path: Path, sections: Sequence[str] = ("means",)) -> dict[str, Any]:
+    """Read a file of scores, as a judgement or `eval pipeline` writes it.
+
+    Raises:
+        UserError: It is damaged, or lacks one of the sections, or a number in it is none.
+    """
+    content = read_json(path)
+    for section in sections:
+        scores = content.get(section) if isinstance(content, dict) else None
+        if not isinstance(scores, dict):
+            raise UserError(f"{path} holds no {section} of scores", hint=SCORES_HINT)
+        for name, value in scores.items():
+            known = isinstance(value, int | float) and not isinstance(value, bool)
+            if not known and value not in (None, "inf", "-inf", "nan"):
+                raise UserError(
+                    f"{path}: {section}.{name} is {value!r}, expected a number", hint=SCORES_HINT
+                )
+    return content
 
 
 def leave_pictures(student: Student, gaussians: Gaussians, cameras: Cameras, folder: Path) -> None:

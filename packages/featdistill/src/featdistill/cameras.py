@@ -69,6 +69,12 @@ class Cameras:
             names=tuple(self.names[i] for i in chosen),
         )
 
+    def same_as(self, other: Cameras) -> bool:
+        """Say whether poses, image size and focal length are those of `other`, in its order."""
+        poses = self.poses_world_from_camera, other.poses_world_from_camera
+        lenses = [(each.width, each.height, each.focal_px) for each in (self, other)]
+        return lenses[0] == lenses[1] and torch.equal(*poses)
+
     @property
     def centres(self) -> Tensor:
         """The camera centres in the world, [n, 3]."""

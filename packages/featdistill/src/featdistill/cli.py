@@ -76,7 +76,8 @@ def train(
 ) -> None:
     """Distil a 3D Gaussian Splatting teacher into a KiloNeRF student, and judge the result.
 
-    Without data.scene and data.teacher it trains on the embedded brick model.
+    Without data.scene and data.teacher it trains on the embedded brick model. `featdistill config
+    show` lists the settings.
     """
     from featdistill.training_run import run_training
 
@@ -118,7 +119,9 @@ def render(
         Path | None,
         typer.Option(help="Instead of the views: one turn about it, as .webp, .gif or .mp4."),
     ] = None,
-    video_frames: Annotated[int, typer.Option(min=2, help="Pictures of the turn.")] = 90,
+    video_frames: Annotated[
+        int | None, typer.Option(min=2, help="Pictures of the turn (default: 90).")
+    ] = None,
 ) -> None:
     """Render the evaluation views of a student, or a film of one turn about it."""
     from featdistill.rendering import render_film, render_run
@@ -130,10 +133,12 @@ def render(
                 " --device and --video-frames are taken"
             )
         film = render_film(
-            checkpoint, video, frames=video_frames, background=background, device=device
+            checkpoint, video, frames=video_frames or 90, background=background, device=device
         )
         typer.echo(film)
         return
+    if video_frames is not None:
+        raise typer.BadParameter("--video-frames are those of --video FILE, which is missing")
     folder = render_run(
         checkpoint,
         config=config,
@@ -214,7 +219,9 @@ def study(
         int | None, typer.Option(min=1, help="Trainings at once (default: 1, or a whole cluster).")
     ] = None,
     executor: ExecutorOption = "local",
-    resume: Resume = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Train what the study in --root still lacks.")
+    ] = False,
 ) -> None:
     """Train with and without feature losses, seed by seed, and say what they are worth.
 

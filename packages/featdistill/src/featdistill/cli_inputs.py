@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from loom.cli import Archive, ConfigOption, JsonOption, Overrides, Resume, RunDir
+from loom.cli import (
+    Archive,
+    ConfigOption,
+    JsonOption,
+    Overrides,
+    Resume,
+    RunDir,
+    add_config_commands,
+)
 
 from featdistill.options import Background, BackgroundOption, MaxSteps
 
@@ -14,6 +22,8 @@ scene = typer.Typer(name="scene", help="Scenes in the NeRF-synthetic layout.", n
 teacher = typer.Typer(
     name="teacher", help="The 3D Gaussian Splatting teacher.", no_args_is_help=True
 )
+
+add_config_commands(teacher, "featdistill.teacher_config:TeacherConfig")
 
 SceneOption = Annotated[
     Path | None,
@@ -77,7 +87,10 @@ def teacher_fit(
     resume: Resume = False,
     archive: Archive = False,
 ) -> None:
-    """Fit gaussians to a scene's training views; point_cloud.ply is in the run directory."""
+    """Fit gaussians to a scene's training views; point_cloud.ply is in the run directory.
+
+    `featdistill teacher config show` lists the settings.
+    """
     from featdistill.teacher_run import run_teacher
 
     run_teacher(

@@ -315,7 +315,11 @@ class PruneSection(Config):
 
     at: tuple[Fraction, ...] = Field((0.12, 0.45), description="shares of the steps")
     threshold: Fraction = Field(0.01, description="largest rendered weight of a dropped voxel")
-    window: int = Field(150, ge=1, description="steps over which the largest weight is taken")
+    window: int = Field(
+        150,
+        ge=1,
+        description="steps over which the largest weight is taken; an earlier pruning waits for it",
+    )
 
 
 class TrainConfig(Config):

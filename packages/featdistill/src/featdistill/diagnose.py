@@ -189,6 +189,7 @@ def diagnose_folders(
     teacher_renders: Path,
     *,
     background: str = "white",
+    take_rgba: bool = False,
     other_splits: Mapping[str, Path] | None = None,
 ) -> Diagnosis:
     """Diagnose a render folder against the teacher's.
@@ -197,13 +198,16 @@ def diagnose_folders(
         render_dir: Folder with PNG files or, where there are none, `rgba_npz`.
         teacher_renders: PNG files (RGB or RGBA) or a folder beside `rgba_npz`.
         background: What transparent files are composed on.
+        take_rgba: Take `rgba_npz` of the renders where there is one, even beside PNG files, which
+            then may lie on any background.
         other_splits: Folders with pictures of other splits, by name.
 
     Raises:
         UserError: A frame is on one side only, damaged or of another size.
     """
     composed = find_rgba(render_dir)
-    ours = composed if composed and not _has_pictures(render_dir) else find_pictures(render_dir)
+    transparent = composed and (take_rgba or not _has_pictures(render_dir))
+    ours = composed if transparent else find_pictures(render_dir)
     theirs = find_teacher(teacher_renders)
     require_same_frames(ours, render_dir, theirs, teacher_renders)
     shown = [_shown(path, background) for path in ours.values()]

@@ -22,7 +22,8 @@ from featdistill.assess import (
     stored_means,
 )
 from featdistill.data.png import write_png
-from featdistill.data.renders import find_pictures
+from featdistill.data.renders import find_pictures, find_rgba
+from featdistill.data.rgba import BACKGROUNDS
 from featdistill.evaluate import read_reference
 
 SHOWN = 4
@@ -58,12 +59,12 @@ def _judgement(report: Report, run: Path, results: dict[str, dict[str, Any]]) ->
         report.scores(full, empty, f"means over frames of 8-bit pictures on {backgrounds}")
         if STUDENT_TEACHER in results:
             report.gates(gate_results(stored_means(results[STUDENT_TEACHER])))
-    _pictures(report, run)
+    _pictures(report, run, str(results.get(STUDENT_TEACHER, {}).get("background")))
     _cost(report, run)
 
 
-def _pictures(report: Report, run: Path) -> None:
-    rows = list(comparisons(run))
+def _pictures(report: Report, run: Path, background: str) -> None:
+    rows = list(comparisons(run, background if background in BACKGROUNDS else "white"))
     if not rows:
         return
     captioned = []
@@ -74,18 +75,23 @@ def _pictures(report: Report, run: Path) -> None:
     write_png(run / "pictures.png", np.concatenate([np.concatenate(r[1:], 1) for r in rows]))
 
 
-def comparisons(run: Path) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield number, teacher, student and their difference for a few views of a run."""
+def comparisons(
+    run: Path, background: str = "white"
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield number, teacher, student and their difference for a few views of a run.
+
+    They are composed here: a later `render` may have left PNG files on another background.
+    """
     renders, references = newest_renders(run), run / "teacher"
     if renders is None and (run / STOPPED).is_dir():
         renders, references = run / STOPPED / "student", run / STOPPED / "teacher"
     if renders is None or not references.is_dir():  # rendered, but not judged
         return
-    ours, theirs = find_pictures(renders), find_pictures(references)
+    ours, theirs = (find_rgba(each) or find_pictures(each) for each in (renders, references))
     numbers = [n for n in theirs if n in ours]
     for number in numbers[:: max(1, len(numbers) // SHOWN)][:SHOWN]:
-        student = read_reference(ours[number], "white").pixels
-        teacher = read_reference(theirs[number], "white").pixels
+        student = read_reference(ours[number], background).pixels
+        teacher = read_reference(theirs[number], background).pixels
         yield number, teacher, student, error_map(student, teacher)
 
 

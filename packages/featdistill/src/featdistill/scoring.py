@@ -15,8 +15,8 @@ from loom.drawing import print_json, print_table
 from loom.errors import UserError
 from loom.evaluation.images import PictureDistance, json_number
 from loom.evaluation.lpips import Lpips
-from loom.files import read_json
 from loom.gates import GateResult
+from loom.run_directory import RUN_FILE
 
 from featdistill.assess import (
     STOPPED,
@@ -24,6 +24,7 @@ from featdistill.assess import (
     gate_results,
     newest_renders,
     read_results,
+    read_scores,
     score_rows,
     stored_means,
     write_teacher_views,
@@ -125,12 +126,13 @@ def gate_code(path: Path, *, as_json: bool = False) -> int:
         require_kind(path, "student")
         results = read_results(path)
         if STUDENT_TEACHER not in results:
-            raise UserError(f"{path} was not judged yet", hint=f"`featdistill eval run {path}`")
+            raise UserError(
+                f"{path} was not judged yet, if it is a run at all",
+                hint=f"`featdistill eval run {path}` judges a run; `loom runs` lists the runs",
+            )
         content = results[STUDENT_TEACHER]
     else:
-        content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("means"), dict):
-        raise UserError(f"{path} holds no mean scores", hint="give a file of `eval pipeline`")
+        content = read_scores(path)
     answers = gate_results(stored_means(content))
     if as_json:
         print_json([asdict(answer) for answer in answers])
@@ -152,11 +154,19 @@ def diagnose_run(run: Path, teacher_renders: Path | None, *, background: str, as
     references = teacher_renders or references
     if references is None:
         raise UserError(
-            f"{run} has no references beside its pictures", hint="give --teacher-renders FOLDER"
+            f"{run} is no run's directory, so its references are not known",
+            hint="give --teacher-renders FOLDER, or the directory of a run",
         )
     with TemporaryDirectory() as scratch:
         others = _other_splits(run, Path(scratch), background)
-        found = diagnose_folders(renders, references, background=background, other_splits=others)
+        found = diagnose_folders(
+            renders,
+            references,
+            background=background,
+            # What a run's PNG files lie on was chosen when it was judged, and is no fault.
+            take_rgba=_is_run(run),
+            other_splits=others,
+        )
     if as_json:
         return json.dumps(found.to_json(), indent=2)
     return "\n".join([f"verdict: {found.verdict}", *found.lines()])
@@ -164,7 +174,7 @@ def diagnose_run(run: Path, teacher_renders: Path | None, *, background: str, as
 
 def _other_splits(run: Path, scratch: Path, background: str) -> dict[str, Path]:
     """Render what a run's teacher shows of the training views, to recognise a wrong split."""
-    if not (run / "run.json").is_file():
+    if not _is_run(run):
         return {}
     teacher = teacher_of(resolve(TrainConfig, run / "config.yaml").config.data, run)
     count = min(len(teacher.training), OTHER_SPLIT_VIEWS)
@@ -172,9 +182,15 @@ def _other_splits(run: Path, scratch: Path, background: str) -> dict[str, Path]:
     return {"train": scratch}
 
 
+def _is_run(folder: Path) -> bool:
+    return (folder / RUN_FILE).is_file()
+
+
 def _pictures_of(run: Path) -> tuple[Path, Path | None]:
     """Return a folder's renders and references: the last judgement's, or those left at a stop."""
-    if not (run / "run.json").is_file():
+    if not run.is_dir():
+        raise UserError(f"{run} is not a folder", hint="give a run's directory or a render folder")
+    if not _is_run(run):
         return run, None
     require_kind(run, "student")
     renders = newest_renders(run)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from loom.errors import UserError
-from loom.files import sha256_file
+from loom.files import sha256_file, write_atomic
 from loom.loop import Every, FitResult, Losses, Shard, Term, TrainState, fit
 from loom.native import cores_for_kernels
 from loom.run import Run
@@ -69,8 +69,7 @@ def fit_teacher(config: TeacherConfig, run: Run) -> tuple[Gaussians, FitResult]:
     if config.start.model is None:
         start = start_gaussians(config, first, run.rng("start"))
     else:
-        run.use("start_model", sha256_file(ply_of(config.start.model)))
-        start = go_on_from(config.start.model, config.gaussians)
+        start = go_on_from(_own_start_model(config.start.model, run), config.gaussians)
     model = GaussianModel(start)
     optimizer = torch.optim.Adam(
         model.groups(), lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
@@ -150,6 +149,16 @@ def start_gaussians(config: TeacherConfig, views: Views, rng: np.random.Generato
     sh = grey.sh.clone()
     sh[:, 0] = sh_from_color(seen_colors(grey, views))
     return _with_waiting(replace(grey, sh=sh), config.gaussians)
+
+
+def _own_start_model(model: Path, run: Run) -> Path:
+    """Register and copy what the run goes on from: a resume needs it when its place has changed."""
+    copy = run.path("inputs", "start_model.ply")
+    source = copy if copy.exists() else ply_of(model)
+    run.use("start_model", sha256_file(source))
+    if run.is_main and source != copy:
+        write_atomic(copy, source.read_bytes())
+    return source
 
 
 def go_on_from(path: Path, count: int) -> Gaussians:

@@ -59,8 +59,9 @@ def run_teacher(
     if not resume and resolved.config.data.scene is not None:
         for split in ("train", "test"):  # what is missing is named before there is a run
             read_transforms(resolved.config.data.scene / f"transforms_{split}.json")
-    if not resume and resolved.config.start.model is not None:
-        go_on_from(resolved.config.start.model, resolved.config.gaussians)
+    if not resume and (model := resolved.config.start.model) is not None:
+        go_on_from(model, resolved.config.gaussians)
+        _require_it_stays(model, directory if archive else None)
     with Run.open(
         "featdistill",
         TeacherConfig,
@@ -77,6 +78,15 @@ def run_teacher(
         print_scores(read_results(run.dir))
         typer.echo(f"report: {write_report(run.dir)}")
     return run.dir
+
+
+def _require_it_stays(model: Path, moved: Path | None) -> None:
+    """Refuse to go on from a model in the directory that is moved aside for the new run."""
+    if moved is not None and ply_of(model).resolve().is_relative_to(moved.resolve()):
+        raise UserError(
+            f"start.model: {model} lies in {moved}, which --archive moves aside",
+            hint="give another --run-dir, or archive it before and name its new place",
+        )
 
 
 def export_teacher(source: Path, output: Path) -> str:

@@ -1,7 +1,8 @@
 """A teacher and the cameras that it is seen from, as a configuration names them.
 
-A run keeps copies of both in `inputs/`, so that it can be looked at and judged again when it has
-moved, or when the files have that its configuration names, perhaps by relative paths.
+A run keeps copies of both in `inputs/`. What looks at it or judges it again takes those, wherever
+the run lies and whatever has become of the files that its configuration names: a teacher that has
+been fitted further is not the one that this student learned from.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def teacher_of(data: DataSection, run: Path | None = None) -> Teacher:
 
     Args:
         data: What to read.
-        run: Directory of the run that the configuration belongs to: its copies stand in for files
-            that are no longer where they were.
+        run: Directory of the run that the configuration belongs to: its copies are taken, where it
+            has some.
 
     Raises:
         UserError: One of them is not named, missing or damaged.
@@ -64,7 +65,7 @@ def teacher_of(data: DataSection, run: Path | None = None) -> Teacher:
             hint="give data.scene=FOLDER data.teacher=point_cloud.ply, or neither for the "
             "embedded brick model",
         )
-    gaussians = read_ply(ply_of(_or_copy(data.teacher, run, "point_cloud.ply")))
+    gaussians = read_ply(ply_of(_copy_or(data.teacher, run, "point_cloud.ply")))
     cameras = {split: cameras_of(data, split, run) for split in ("train", "test")}
     centre = field.bounding_box(gaussians).mean(dim=0)
     distance = (cameras["train"].centres - centre).norm(dim=1).mean().item()
@@ -73,7 +74,7 @@ def teacher_of(data: DataSection, run: Path | None = None) -> Teacher:
 
 def cameras_of(data: DataSection, split: str, run: Path | None = None) -> Cameras:
     """Read the training ("train") or evaluation ("test") cameras, as `teacher_of` does."""
-    path = _or_copy(camera_file(data, split), run, f"transforms_{split}.json")
+    path = _copy_or(camera_file(data, split), run, f"transforms_{split}.json")
     return read_cameras(path, width=data.width)
 
 
@@ -97,10 +98,8 @@ def _copy(run: Path, name: str) -> Path:
     return run / "inputs" / name
 
 
-def _or_copy(path: Path, run: Path | None, name: str) -> Path:
-    if run is None or path.exists() or not _copy(run, name).exists():
-        return path
-    return _copy(run, name)
+def _copy_or(path: Path, run: Path | None, name: str) -> Path:
+    return _copy(run, name) if run is not None and _copy(run, name).exists() else path
 
 
 def camera_file(data: DataSection, split: str) -> Path:

@@ -33,7 +33,7 @@ from featdistill.supervision import (
     RayBatch,
     RaySampler,
 )
-from featdistill.teacher_frames import Foreground, each_frame, foreground
+from featdistill.teacher_frames import Foreground, load_frames
 from featdistill.teacher_views import Teacher, read_teacher, remember_inputs, with_extra_poses
 
 MASK_COLLAPSE = 0.05
@@ -116,14 +116,18 @@ class Pruning:
     """Drop the voxels that the student itself never shows, at fixed steps."""
 
     def __init__(self, config: TrainConfig, student: Student, run: Run) -> None:
-        """Turn shares of the steps into steps."""
+        """Turn shares of the steps into steps, each with a whole window of a learning student.
+
+        What a few batches did not happen to meet would else be dropped as never shown.
+        """
         self.run = run
         self.student = student
         self.threshold = config.prune.threshold
         self.max_weight = student.new_max_weight()
         steps = [int(share * config.train.max_steps) for share in config.prune.at]
         learning = max(config.train.image_start, config.train.student_start)
-        self.at = frozenset(step for step in steps if step > learning)
+        whole = learning + config.prune.window
+        self.at = frozenset(max(step, whole) for step in steps if step > learning)
         self.begin = frozenset(step - config.prune.window for step in self.at)
 
     def after_update(self, completed: int) -> None:
@@ -167,7 +171,7 @@ def train(config: TrainConfig, run: Run) -> tuple[Student, FitResult]:
     if run.is_main:
         remember_inputs(config.data, run.dir)
     views = with_extra_poses(teacher.training, config.data.extra_poses, run.generator("poses"))
-    shown = foreground(views, each_frame(teacher.gaussians, views))
+    shown = load_frames(teacher.gaussians, views, run)
     run.info(f"Loaded teacher frames ({len(views)})")
     run.info(f"[logging] TensorBoard writer initialised → {run.dir / EVENTS_FOLDER}")
     _announce(config, run)

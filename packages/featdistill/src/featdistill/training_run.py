@@ -13,7 +13,7 @@ from loom.checkpoint import Checkpoints
 from loom.config import Resolved, resolve
 from loom.errors import GateMissed
 from loom.run import Run
-from loom.run_directory import settings_of
+from loom.run_directory import claim, settings_of
 
 from featdistill.assess import Assessment, assess, read_results
 from featdistill.config import TrainConfig
@@ -23,7 +23,7 @@ from featdistill.figures import write_report
 from featdistill.models.student import Student
 from featdistill.restore import require_kind, restore_student
 from featdistill.scoring import lpips_metric, print_judgement
-from featdistill.teacher_views import Teacher, read_teacher, teacher_of
+from featdistill.teacher_views import Teacher, teacher_of
 from featdistill.train import train
 
 
@@ -113,7 +113,7 @@ def judge(
     run: Run[TrainConfig], student: Student, step: int, lpips_weights: Path | None = None
 ) -> Assessment:
     """Score every evaluation view at the end of a run."""
-    teacher = read_teacher(run.config.data, run)
+    teacher = teacher_of(run.config.data, run.dir)
     return assess(
         student,
         teacher.gaussians,
@@ -129,34 +129,44 @@ def judge(
 def assess_run(
     directory: Path, *, background: str, lpips_weights: Path | None, as_json: bool
 ) -> None:
-    """Judge a training run again, and write its page again; with JSON nothing else is printed."""
+    """Judge a training run again, and write its page again; with JSON nothing else is printed.
+
+    It is no part of the training: the record of the run stays, so one that was stopped is not
+    finished by it, and a run of another checkout or machine can be judged here.
+    """
     say = partial(typer.echo, err=as_json)
     restored = restore_student(directory)
-    with Run.open(
-        "featdistill", TrainConfig, restored.run, directory=restored.run, resume=True, quiet=True
-    ) as run:
-        teacher = read_teacher(run.config.data, run)
+    lpips = lpips_metric(lpips_weights)
+    claimed = claim(restored.run, resume=True)
+    try:
+        teacher = teacher_of(restored.config.data, restored.run)
         assess(
             restored.student,
             teacher.gaussians,
             teacher.evaluation,
-            ground_truth(run.config, teacher),
+            ground_truth(restored.config, teacher),
             restored.run,
             step=restored.step,
-            lpips=lpips_metric(lpips_weights),
+            lpips=lpips,
             background=background,
             sources=restored.sources(),
             say=say,
         )
+    finally:
+        claimed.lock.release()
     print_judgement(restored.run, as_json=as_json)
     say(f"report: {write_report(restored.run)}")
 
 
 def ground_truth(config: TrainConfig, teacher: Teacher) -> Views | None:
-    """Read the ground truth of the evaluation views, where the scene has their pictures."""
+    """Read the ground truth of the evaluation views, where the scene has their pictures.
+
+    A scene whose test views are others by now than those of the run has none of them.
+    """
     scene = config.data.scene
     if scene is None or config.data.eval_camera_json is not None:
         return None
     if not (scene / "transforms_test.json").is_file():
         return None
-    return read_views(scene, "test", width=teacher.evaluation.width)
+    views = read_views(scene, "test", width=teacher.evaluation.width)
+    return views if views.cameras.same_as(teacher.evaluation) else None

@@ -83,7 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
             asked = Request(url.query)
         except ValueError as error:
             return self._text(HTTPStatus.BAD_REQUEST, str(error))
-        frame = self.viewer.frame(asked.orbit, asked.width, asked.background)
+        try:
+            frame = self.viewer.frame(asked.orbit, asked.width, asked.background)
+        except (RuntimeError, MemoryError) as error:  # a device or a memory that has no more room
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            return self._text(HTTPStatus.INTERNAL_SERVER_ERROR, f"no picture: {reason}")
         height, width, _ = frame.pixels.shape
         rgba = np.full((height, width, 4), 255, np.uint8)
         rgba[..., :3] = frame.pixels
