@@ -162,7 +162,8 @@ def test_frames_of_different_sizes_are_named(run, refused):
     renders, teacher = next((run / "renders").glob("step_*")), run / "teacher"
     write_png(renders / "renders" / "00003.png", np.zeros((10, 12, 3), dtype=np.uint8))
     refused("eval", "compare", renders, teacher, words=("00003", "12x10", "28x28"))
-    refused("diagnose", run, words=("00003", "12x10"))
+    against = ("--teacher-renders", run / "teacher")
+    refused("diagnose", renders, *against, words=("00003", "12x10"))
 
 
 def test_folders_without_frames_are_refused(run, refused, tmp_path):

@@ -263,7 +263,7 @@ def broken_sweep(here):
     root = here / "root"
     done = pinpad(
         *("sweep", "--conditions", file, "--logroot", root, "--run-log", "run.log", *SMALL),
-        *("--timeout", "2", "--memory", "120", "--episodes", "2", "--jobs", "5"),
+        *("--timeout", "4", "--memory", "120", "--episodes", "2", "--jobs", "5"),
     )
     return root, done
 
@@ -281,16 +281,16 @@ def test_a_run_that_dies_in_any_way_ends_no_other_one(broken_sweep, here):
     why = {run.name: run.detail for run in read_sweep(root).runs}
     assert "segmentation fault" in why["segfault_seed0"]
     assert why["nan_seed0"] == "exit status 2: error: the loss is not finite at step 3"
-    assert why["hang_seed0"] == "timed out after 2 s"
+    assert why["hang_seed0"] == "timed out after 4 s"
     assert "the limit is 120 MB" in why["leak_seed0"]
     for run in ("segfault", "nan", "hang", "leak"):
         assert f"{run}_seed0.judge: skipped, missing {run}_seed0/checkpoints" in done.output
     assert "good_seed0.draw: done" in (here / "run.log").read_text()
-    assert "hang_seed0: failed (timed out after 2 s)" in (root / "report.html").read_text()
+    assert "hang_seed0: failed (timed out after 4 s)" in (root / "report.html").read_text()
 
     shown = pinpad("monitor", root, "--once")
     assert shown.exit_code == 1
-    for text in ("FAILED", "timed out after 2 s", "5 of 5 ended, 4 failed", "segmentation fault"):
+    for text in ("FAILED", "timed out after 4 s", "5 of 5 ended, 4 failed", "segmentation fault"):
         assert text in shown.output
     content = json.loads(pinpad("monitor", root, "--once", "--json").output)
     assert [run["state"] for run in content["runs"]] == ["failed"] * 4 + ["done"]
@@ -307,7 +307,7 @@ def test_a_run_that_dies_in_any_way_ends_no_other_one(broken_sweep, here):
 def test_what_failed_is_run_again_only_on_request(broken_sweep, here, monkeypatch):
     root, _ = broken_sweep
     again = pinpad("sweep", "--resume", "--logroot", root)
-    assert "hang_seed0.train: skipped, failed before: timed out after 2 s" in again.output
+    assert "hang_seed0.train: skipped, failed before: timed out after 4 s" in again.output
     attempts = json.loads((root / "status.json").read_text())["jobs"]
     assert attempts["hang_seed0.train"]["attempts"] == 1
     pinpad("sweep", "--resume", "--logroot", root, "--retry-failed", "--jobs", "5")
