@@ -43,6 +43,19 @@ NOT_RUN = {
     '"student.grid_resolution=[14, 22, 13]" student.position_frequencies=5 '
     "student.steps_per_axis=400 student.occupancy_resolution=160 feature_pipeline.enabled=false "
     "train.rays=4096 prune.window=500 train.max_steps=25000 --run-dir runs/lego800-fine": LONG_LEGO,
+    "featdistill teacher fit --scene LEGO start.model=runs/lego800-teacher-160k gaussians=160000 "
+    "train.lr.scale=0.01 train.lr.final=0.1 train.sh_from=0 loss.scale=0.01 loss.opacity=0.01 "
+    "train.max_steps=2000 relocation.end=0.5 --run-dir runs/lego800-teacher-last": LONG_LEGO,
+    **{
+        "featdistill train data.scene=LEGO data.teacher=runs/lego800-teacher-last "
+        'data.extra_poses=200 "student.grid_resolution=[13, 22, 13]" '
+        "student.position_frequencies=5 student.steps_per_axis=400 "
+        "student.occupancy_resolution=160 feature_pipeline.enabled=false train.rays=4096 "
+        f"prune.window=500 train.max_steps=30000 seed={seed} --run-dir runs/lego800-seed{seed}": (
+            LONG_LEGO
+        )
+        for seed in range(3)
+    },
     "python3 -m pip install uv": WITHOUT_MACHINE,
     "uv pip install 'end2race[faiss]'": WITHOUT_MACHINE,
     "uv pip install 'end2race[ros]'": WITHOUT_MACHINE,
