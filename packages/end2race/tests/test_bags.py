@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import tracemalloc
 
@@ -248,12 +249,16 @@ def test_images_that_arrive_in_any_order_come_to_the_frames_of_their_time(kind, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_does_not_grow_with_the_images_of_a_recording(kind, tmp_path):
-    """Twenty more images of 300 kB each, 6 MB, take less than a fifth of one of them."""
+    """Twenty more images of 300 kB each, 6 MB, take less than a fifth of one of them.
+
+    The first import pays for what is loaded once, so that it is not compared.
+    """
     size, peaks = (200, 500), []
-    for frames in (10, 30):
-        folder = tmp_path / str(frames)
+    for name, frames in (("first", 10), ("few", 10), ("many", 30)):
+        folder = tmp_path / name
         folder.mkdir()
         path = Photographed(kind, range(frames), size).write(folder)
+        gc.collect()
         tracemalloc.start()
         try:
             segment = import_images(path, folder / "out", size)
@@ -261,7 +266,7 @@ def test_memory_does_not_grow_with_the_images_of_a_recording(kind, tmp_path):
         finally:
             tracemalloc.stop()
         assert len(segment) == frames - 1
-    assert peaks[1] - peaks[0] < 60_000
+    assert peaks[2] - peaks[1] < 60_000
 
 
 def test_a_recording_that_changes_between_its_two_readings_is_refused(tmp_path, monkeypatch):
